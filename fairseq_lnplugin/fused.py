@@ -1,0 +1,163 @@
+"""The operators of the fast path. Each is one function: plain torch, or a C++ kernel of the same mathematics on CPU.
+
+Products run in the *compute dtype* (float32 or bfloat16); the residual stream, LN, softmax and loss are float32. The kernels
+(:mod:`csrc/kernels.cpp`) are optional: without a compiler :data:`kernels` is None and everything runs on torch operators, which
+are also the kernels' oracle in the tests.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from fairseq_lnplugin import _kernels as kernels
+except ImportError:
+    kernels = None
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def weight_in(dtype, *weights):
+    """The given parameters, stacked along dimension 0 and cast to ``dtype``.
+
+    Without gradients (validation, decoding) the result is kept on the first parameter until one of them changes.
+    """
+    if len(weights) == 1 and weights[0].dtype == dtype:
+        return weights[0]
+    if torch.is_grad_enabled():
+        return torch.cat([weight.to(dtype) for weight in weights]) if len(weights) > 1 else weights[0].to(dtype)
+    state = (dtype, *((weight.data_ptr(), weight._version) for weight in weights))
+    kept = getattr(weights[0], "_kept_cast", None)
+    if kept is None or kept[0] != state:
+        kept = (state, torch.cat([weight.detach().to(dtype) for weight in weights]))
+        weights[0]._kept_cast = kept
+    return kept[1]
+
+
+def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
+    """``x W^T + b`` in ``dtype`` for one or several ``nn.Linear``, whose outputs are concatenated along the last dimension.
+
+    ``x``: ``(..., in_features)``; result ``(..., sum of out_features)`` in ``dtype`` (parameters keep theirs under fairseq's
+    fp16 and bf16 flags, where it is the type of everything).
+    """
+    dtype = compute_dtype_of(modules[0].weight, dtype)
+    weight = weight_in(dtype, *(module.weight for module in modules))
+    bias = None if modules[0].bias is None else weight_in(dtype, *(module.bias for module in modules))
+    return F.linear(x.to(dtype), weight, bias)
+
+
+def compute_dtype_of(weight, dtype):
+    """The dtype products with ``weight`` run in: a model turned to half precision as a whole stays in it."""
+    return dtype if weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type) else weight.dtype
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """LN over the last dimension, computed in x's dtype, returned in the compute dtype of ``weight``."""
+    if torch.jit.is_scripting():
+        return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
+    else:
+        return F.layer_norm(x, (x.size(-1),), weight, bias, eps).to(compute_dtype_of(weight, dtype))
+
+
+def dropout_add(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """``x + dropout_p(y)`` in x's dtype."""
+    return x + F.dropout(y, p, p > 0)
+
+
+def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """``LN(x + dropout_p(y))`` in x's dtype."""
+    return F.layer_norm(dropout_add(x, y, p), (x.size(-1),), weight, bias, eps)
+
+
+def attention(q, k, v, num_heads, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
+    """Multi-head scaled dot-product attention between the projections.
+
+    ``q``: ``(tgt_len, batch, embed_dim)``; ``k``, ``v``: ``(src_len, key_batch, embed_dim)``, where ``batch`` may be a multiple of
+    ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads; ``attn_mask``:
+    ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
+    Returns ``(tgt_len, batch, embed_dim)`` in q's dtype and, if asked for, the probabilities ``(heads, batch, tgt_len, src_len)``.
+    """
+    tgt_len, batch, embed_dim = q.shape
+    src_len, key_batch, _ = k.shape
+    head_dim, beams = embed_dim // num_heads, batch // key_batch
+    # beams of one source sit side by side in the batch: let them be rows of one product, so that k and v need no copies
+    q = q.view(tgt_len, key_batch, beams, num_heads, head_dim).permute(1, 3, 2, 0, 4)
+    q = q.reshape(key_batch, num_heads, beams * tgt_len, head_dim)
+    k = k.view(src_len, key_batch, num_heads, head_dim).permute(1, 2, 0, 3)
+    v = v.view(src_len, key_batch, num_heads, head_dim).permute(1, 2, 0, 3)
+    mask = None
+    if attn_mask is not None:
+        mask = attn_mask.to(q.dtype).repeat(beams, 1)
+    if key_padding_mask is not None:
+        pads = torch.zeros(key_padding_mask.shape, dtype=q.dtype, device=q.device).masked_fill_(key_padding_mask, float("-inf"))
+        pads = pads[:, None, None, :]
+        mask = pads if mask is None else mask + pads
+    if need_weights:
+        scores = (q * head_dim**-0.5) @ k.transpose(-1, -2)
+        probs = F.softmax(scores if mask is None else scores + mask, dim=-1, dtype=torch.float32)
+        out = F.dropout(probs, dropout, dropout > 0).to(v.dtype) @ v
+        weights = probs.view(key_batch, num_heads, beams, tgt_len, src_len).permute(1, 0, 2, 3, 4)
+        weights = weights.reshape(num_heads, batch, tgt_len, src_len)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        weights = None
+    out = out.view(key_batch, num_heads, beams, tgt_len, head_dim).permute(3, 0, 2, 1, 4)
+    return out.reshape(tgt_len, batch, embed_dim), weights
+
+
+#: Rows of logits made at a time: 512 x 10,000 types in float32 are 20 MB, which stay in a CPU's last-level cache.
+LOGIT_ROWS = 512
+
+
+class _LabelSmoothedNLL(torch.autograd.Function):
+    """Loss and its gradients, block by block of rows; the gradients are made in the forward pass and scaled in the backward."""
+
+    @staticmethod
+    def forward(ctx, features, weight, target, epsilon, dtype):
+        vocab = weight.size(0)
+        smooth = epsilon / (vocab - 1)
+        needs_grad = features.requires_grad or weight.requires_grad
+        x, w = features.to(dtype), weight_in(dtype, weight)
+        loss = torch.empty(target.numel(), device=x.device)
+        nll = torch.empty_like(loss)
+        grad_x = torch.empty_like(features) if needs_grad else None
+        grad_w = torch.zeros_like(weight) if needs_grad else None
+        for start in range(0, target.numel(), LOGIT_ROWS):
+            block = slice(start, start + LOGIT_ROWS)
+            logits = x[block] @ w.t()
+            loss[block], nll[block], grad = label_smoothed_rows(logits, target[block], epsilon, smooth, needs_grad)
+            if needs_grad:
+                grad_x[block] = grad @ w
+                grad_w += grad.t() @ x[block]
+        ctx.save_for_backward(grad_x, grad_w)
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        grad_x, grad_w = ctx.saved_tensors
+        # every criterion of fairseq sums the rows, so that all entries are one number (the loss scale under fp16)
+        scale = grad_loss[0] if grad_loss.numel() else grad_loss.new_ones(())
+        return grad_x * scale, grad_w * scale, None, None, None
+
+
+def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
+    """Loss, negative log-likelihood ``(rows,)`` and, if asked for, the loss's gradient at ``logits`` ``(rows, vocab)``."""
+    lprobs = torch.log_softmax(logits.float(), dim=-1)
+    nll = -lprobs.gather(1, target[:, None]).squeeze(1)
+    loss = (1 - epsilon - smooth) * nll - smooth * lprobs.sum(dim=-1)
+    if not needs_grad:
+        return loss, nll, None
+    # d loss / d z_v = p_v (the weights of all log p sum to 1) - smooth - [v = y] (1 - epsilon - smooth)
+    grad = lprobs.exp_().sub_(smooth)
+    grad.scatter_add_(1, target[:, None], grad.new_full((target.numel(), 1), -(1 - epsilon - smooth)))
+    return loss, nll, grad.to(logits.dtype)
+
+
+def label_smoothed_nll(features, weight, target, epsilon, dtype):
+    """fairseq's label smoothed loss and negative log-likelihood, in nats, a row each.
+
+    ``features``: ``(rows, embed_dim)``, ``weight``: ``(vocab, embed_dim)``, ``target``: ``(rows,)``. The rows' losses are to be
+    summed: their gradient is taken to be one number for all rows.
+    """
+    return _LabelSmoothedNLL.apply(features, weight, target, epsilon, compute_dtype_of(weight, dtype))

@@ -1,0 +1,62 @@
+"""fairseq's label smoothed cross entropy without the matrix of all logits: value, gradients and logging are the same.
+
+For a target y and logits z over V types, with ``e`` the smoothing and ``s = e / (V - 1)`` (fairseq spreads e over V - 1):
+``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``, the gradient being ``(1 - e + e / (V - 1)) ...`` worked out a block of rows at
+a time in the forward pass, at rows with a target only (no pads).
+"""
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+
+from fairseq_lnplugin import fused
+
+
+@register_criterion("fused_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
+class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
+    """Drop-in for ``label_smoothed_cross_entropy`` with models of this plug-in; logging is inherited.
+
+    Raises:
+        SystemExit: the model has an adaptive softmax, no output projection, or accuracy is asked for.
+    """
+
+    def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if report_accuracy:
+            raise SystemExit(
+                "--report-accuracy needs all logits, which fused_label_smoothed_cross_entropy never makes; "
+                "use --criterion label_smoothed_cross_entropy"
+            )
+
+    def forward(self, model, sample, reduce=True):
+        """Loss (sum over target tokens, nats), sample size, logging outputs, as fairseq's; ``reduce=False``: a value a token."""
+        decoder = model.decoder
+        projection = getattr(decoder, "output_projection", None)
+        if projection is None or getattr(decoder, "adaptive_softmax", None) is not None:
+            raise SystemExit(
+                "fused_label_smoothed_cross_entropy needs a plain output projection, and this model has "
+                "an adaptive softmax or none; use --criterion adaptive_loss or label_smoothed_cross_entropy"
+            )
+        features, _ = model(**sample["net_input"], features_only=True)
+        target = sample["target"]
+        if self.ignore_prefix_size > 0:
+            features, target = features[:, self.ignore_prefix_size :], target[:, self.ignore_prefix_size :]
+        rows = target.ne(self.padding_idx)
+        loss, nll_loss = fused.label_smoothed_nll(
+            features[rows], projection.weight, target[rows], self.eps, decoder.layers[-1].compute_dtype
+        )
+        if reduce:
+            loss, nll_loss = loss.sum(), nll_loss.sum()
+        else:
+            loss, nll_loss = (torch.zeros(rows.shape, device=v.device).masked_scatter(rows, v) for v in (loss, nll_loss))
+        sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
+        return loss, sample_size, {
+            "loss": loss.data,
+            "nll_loss": nll_loss.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": target.size(0),
+            "sample_size": sample_size,
+        }  # fmt: skip

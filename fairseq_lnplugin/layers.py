@@ -1,0 +1,190 @@
+"""Encoder and decoder layer: sub-layers wired through an arrangement of :mod:`~fairseq_lnplugin.ln_position`.
+
+Parameters keep fairseq's names and shapes, so that checkpoints of fairseq's ``transformer`` load here and the other way round.
+"""
+
+import torch
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor
+
+from fairseq_lnplugin import fused
+from fairseq_lnplugin.attention import attend
+from fairseq_lnplugin.ln_position import LN_POSITIONS
+from fairseq_lnplugin.weight_init import WEIGHT_INITS
+
+
+class Sublayers:
+    """What encoder and decoder layer share: their norms, the FFN branch and the dropout rate of a branch."""
+
+    def place_norms(self, cfg, *names):
+        """Replace the named LNs by ones that sit where ``--ln-position`` says, and start the weights anew."""
+        self.compute_dtype = fused.COMPUTE_DTYPES[cfg.compute_dtype]
+        for name in names:
+            setattr(self, name, LN_POSITIONS[cfg.ln_position](self.embed_dim, self.compute_dtype))
+        WEIGHT_INITS[cfg.weight_init](self)
+
+    def branch_dropout(self) -> float:
+        """The rate of dropout on a branch's output: 0 outside training, unless dropout is retained at inference."""
+        dropout = self.dropout_module
+        return dropout.p if self.training or dropout.apply_during_inference else 0.0
+
+    def ffn(self, x: Tensor) -> Tensor:
+        """FFN(x) = act(x W1 + b1) W2 + b2, ``(len, batch, embed_dim)`` to the same."""
+        if torch.jit.is_scripting():
+            return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
+        else:
+            h = self.activation_fn(fused.linear(x, self.compute_dtype, self.fc1))
+            return fused.linear(self.activation_dropout_module(h), self.compute_dtype, self.fc2)
+
+
+class EncoderLayer(Sublayers, TransformerEncoderLayerBase):
+    """Self-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1)."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.place_norms(cfg, "self_attn_layer_norm", "final_layer_norm")
+
+    def forward(self, x, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None):
+        """One layer.
+
+        ``x``: ``(src_len, batch, embed_dim)``; ``encoder_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``:
+        ``(src_len, src_len)``, nonzero where attention is forbidden. Returns the shape of ``x``.
+        """
+        if attn_mask is not None:
+            # a finite number as in fairseq: with -inf a row that may attend to nothing would turn into NaN
+            attn_mask = attn_mask.masked_fill(attn_mask.to(torch.bool), -1e8 if x.dtype == torch.float32 else -1e4)
+        layer_input = x
+        y = self.attend_self(self.self_attn_layer_norm.enter(x), encoder_padding_mask, attn_mask)
+        x = self.self_attn_layer_norm.leave(x, y, layer_input, self.branch_dropout())
+        y = self.ffn(self.final_layer_norm.enter(x))
+        return self.final_layer_norm.leave(x, y, layer_input, self.branch_dropout())
+
+    def attend_self(self, x: Tensor, padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """The self-attention branch."""
+        if torch.jit.is_scripting():
+            return self.self_attn(
+                query=x, key=x, value=x, key_padding_mask=padding_mask, need_weights=False, attn_mask=attn_mask
+            )[0]
+        else:
+            return attend(self.self_attn, self.compute_dtype, x, None, padding_mask, attn_mask)[0]
+
+
+class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
+    """Self-attention, cross-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1)."""
+
+    def __init__(self, cfg, no_encoder_attn=False):
+        super().__init__(cfg, no_encoder_attn)
+        cross = () if no_encoder_attn else ("encoder_attn_layer_norm",)
+        self.place_norms(cfg, "self_attn_layer_norm", *cross, "final_layer_norm")
+
+    def forward(
+        self,
+        x,
+        encoder_out: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        prev_self_attn_state: list[Tensor] | None = None,
+        prev_attn_state: list[Tensor] | None = None,
+        self_attn_mask: Tensor | None = None,
+        self_attn_padding_mask: Tensor | None = None,
+        need_attn: bool = False,
+        need_head_weights: bool = False,
+    ):
+        """One layer.
+
+        ``x``: ``(tgt_len, batch, embed_dim)``; ``encoder_out``: ``(src_len, batch, embed_dim)``; masks as in
+        :class:`EncoderLayer`, ``self_attn_mask`` being added to the scores. ``prev_self_attn_state`` and ``prev_attn_state`` (keys
+        and values given by the caller) as in fairseq. Returns the shape of ``x``, the attention probabilities over the source
+        (``(heads, batch, tgt_len, src_len)``, or their mean over heads) if asked for, and None.
+        """
+        layer_input = x
+        if prev_self_attn_state is not None:
+            self.put_state(self.self_attn, incremental_state, prev_self_attn_state)
+        y = self.attend_self(
+            self.self_attn_layer_norm.enter(x), self_attn_padding_mask, self_attn_mask, incremental_state
+        )
+        x = self.self_attn_layer_norm.leave(x, y, layer_input, self.branch_dropout())
+
+        attn: Tensor | None = None
+        if self.encoder_attn is not None and encoder_out is not None:
+            if prev_attn_state is not None:
+                self.put_state(self.encoder_attn, incremental_state, prev_attn_state)
+            y, attn = self.attend_source(
+                self.encoder_attn_layer_norm.enter(x),
+                encoder_out,
+                encoder_padding_mask,
+                incremental_state,
+                need_attn or need_head_weights,
+            )
+            if attn is not None and not need_head_weights:
+                attn = attn.mean(dim=0)
+            x = self.encoder_attn_layer_norm.leave(x, y, layer_input, self.branch_dropout())
+
+        y = self.ffn(self.final_layer_norm.enter(x))
+        return self.final_layer_norm.leave(x, y, layer_input, self.branch_dropout()), attn, None
+
+    def attend_self(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None,
+    ) -> Tensor:
+        """The self-attention branch."""
+        if torch.jit.is_scripting():
+            return self.self_attn(
+                query=x,
+                key=x,
+                value=x,
+                key_padding_mask=padding_mask,
+                incremental_state=incremental_state,
+                need_weights=False,
+                attn_mask=attn_mask,
+            )[0]
+        else:
+            return attend(self.self_attn, self.compute_dtype, x, None, padding_mask, attn_mask, incremental_state)[0]
+
+    def attend_source(
+        self,
+        x: Tensor,
+        encoder_out: Tensor,
+        padding_mask: Tensor | None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The cross-attention branch and, if asked for, its probabilities for each head."""
+        assert self.encoder_attn is not None
+        if torch.jit.is_scripting():
+            return self.encoder_attn(
+                query=x,
+                key=encoder_out,
+                value=encoder_out,
+                key_padding_mask=padding_mask,
+                incremental_state=incremental_state,
+                static_kv=True,
+                need_weights=need_weights,
+                need_head_weights=need_weights,
+            )
+        else:
+            return attend(
+                self.encoder_attn,
+                self.compute_dtype,
+                x,
+                encoder_out,
+                padding_mask,
+                incremental_state=incremental_state,
+                need_weights=need_weights,
+            )
+
+    def put_state(
+        self,
+        attention: MultiheadAttention,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None,
+        state: list[Tensor],
+    ):
+        """Put given keys, values and (optionally) their padding mask into an attention's incremental state."""
+        saved: dict[str, Tensor | None] = {"prev_key": state[0], "prev_value": state[1]}
+        if len(state) >= 3:
+            saved["prev_key_padding_mask"] = state[2]
+        attention._set_input_buffer(incremental_state, saved)

@@ -1,0 +1,82 @@
+"""WHERE THE LAYER NORMALIZATION SITS: one small class an arrangement, its equation in the docstring.
+
+A sub-layer (self-attention, cross-attention or FFN) with branch f is run as ``x = norm.leave(x, f(norm.enter(x)), ...)``, where
+``norm`` is an instance of one of these classes. It *is* the sub-layer's LN, so its parameters keep fairseq's names
+(``self_attn_layer_norm.weight``, ...) and whatever an arrangement needs beside them (a trained vector, a second LN) is a
+parameter of its own. Sources: Xiong et al. 2020, Table 1 and Figure 1.
+"""
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_lnplugin import fused
+
+
+class SublayerNorm(nn.LayerNorm):
+    """The LN of one sub-layer, and the place where it sits.
+
+    Shapes: every tensor is ``(len, batch, embed_dim)``. A subclass gives ``enter`` (what the branch reads) and ``leave`` (the
+    stream after the branch) and says with ``final_norm`` whether each stack ends in one more LN. ``compute_dtype`` is the type of
+    what the branch reads: its products run in it, the stream stays in float32.
+    """
+
+    final_norm = False
+    equation = ""
+
+    def __init__(self, embed_dim, compute_dtype):
+        super().__init__(embed_dim)
+        self.compute_dtype = compute_dtype
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the branch reads, given the stream ``x``."""
+        raise NotImplementedError
+
+    def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
+        """The stream after the sub-layer.
+
+        ``x``: the stream before it; ``y``: the branch's output; ``layer_input``: the stream as it entered the layer (for
+        arrangements that skip more than one sub-layer); ``dropout``: the rate on ``y``, 0 when not training.
+        """
+        raise NotImplementedError
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """LN(x), in the compute dtype."""
+        return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
+
+    def extra_repr(self):
+        """The arrangement's equation, so that a printed model shows where its norms sit."""
+        return f"{super().extra_repr()}, {self.equation}"
+
+
+class PostLN(SublayerNorm):
+    """Post-LN, the original Transformer: ``x = LN(x + dropout(f(x)))``."""
+
+    equation = "x = LN(x + f(x))"
+
+    def enter(self, x: Tensor) -> Tensor:
+        """X itself: the stream is normalized already."""
+        return x
+
+    def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
+        """``LN(x + dropout(y))``."""
+        return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
+
+
+class PreLN(SublayerNorm):
+    """Pre-LN: ``x = x + dropout(f(LN(x)))``, and one more LN after each stack, right before the prediction."""
+
+    final_norm = True
+    equation = "x = x + f(LN(x))"
+
+    def enter(self, x: Tensor) -> Tensor:
+        """``LN(x)``."""
+        return self.normalize(x)
+
+    def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
+        """``x + dropout(y)``: the identity path meets no norm."""
+        return fused.dropout_add(x, y, dropout)
+
+
+#: The choices of ``--ln-position``.
+LN_POSITIONS = {"post": PostLN, "pre": PreLN}
