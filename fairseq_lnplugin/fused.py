@@ -51,22 +51,85 @@ def compute_dtype_of(weight, dtype):
     return dtype if weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type) else weight.dtype
 
 
+def on_kernels(*tensors):
+    """Whether a C++ kernel takes these: all on the CPU, the first in float32, no TorchScript or autocast around."""
+    return (
+        kernels is not None
+        and tensors[0].dtype == torch.float32
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def kernel_seed():
+    """A seed for one call of dropout, drawn from torch's generator: torch.manual_seed reproduces it."""
+    return int(torch.randint(2**62, ()))
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, dtype):
+        x = x.contiguous()
+        out, statistics = kernels.layer_norm(x, weight, bias, eps, dtype)
+        ctx.save_for_backward(x, weight, statistics)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, statistics = ctx.saved_tensors
+        return (*kernels.layer_norm_backward(grad.contiguous(), x, statistics, weight), None, None)
+
+
+class _DropoutAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, p):
+        ctx.y_dtype, ctx.p, ctx.seed = y.dtype, p, kernel_seed()
+        return kernels.dropout_add(x.contiguous(), y.contiguous(), p, ctx.seed)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, kernels.dropout_backward(grad.contiguous(), ctx.y_dtype, ctx.p, ctx.seed), None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, num_heads, key_padding_mask, attn_mask):
+        ctx.num_heads = num_heads
+        ctx.save_for_backward(q, k, v, key_padding_mask, attn_mask)
+        return kernels.attention(q, k, v, num_heads, key_padding_mask, attn_mask)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, key_padding_mask, attn_mask = ctx.saved_tensors
+        grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
+        kernels.attention_backward(grad.contiguous(), q, k, v, ctx.num_heads, key_padding_mask, attn_mask, *grads)
+        return (*grads, None, None, None)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LN over the last dimension, computed in x's dtype, returned in the compute dtype of ``weight``."""
     if torch.jit.is_scripting():
         return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
     else:
-        return F.layer_norm(x, (x.size(-1),), weight, bias, eps).to(compute_dtype_of(weight, dtype))
+        dtype = compute_dtype_of(weight, dtype)
+        if on_kernels(x, weight):
+            return _LayerNorm.apply(x, weight, bias, eps, dtype)
+        return F.layer_norm(x, (x.size(-1),), weight, bias, eps).to(dtype)
 
 
 def dropout_add(x: Tensor, y: Tensor, p: float) -> Tensor:
     """``x + dropout_p(y)`` in x's dtype."""
-    return x + F.dropout(y, p, p > 0)
+    if torch.jit.is_scripting():
+        return x + F.dropout(y, p, p > 0)
+    else:
+        if p > 0 and on_kernels(x, y):
+            return _DropoutAdd.apply(x, y, p)
+        return x + F.dropout(y, p, p > 0)
 
 
 def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """``LN(x + dropout_p(y))`` in x's dtype."""
-    return F.layer_norm(dropout_add(x, y, p), (x.size(-1),), weight, bias, eps)
+    return layer_norm(dropout_add(x, y, p), weight, bias, eps, x.dtype)
 
 
 def attention(q, k, v, num_heads, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
@@ -77,6 +140,10 @@ def attention(q, k, v, num_heads, key_padding_mask=None, attn_mask=None, dropout
     ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
     Returns ``(tgt_len, batch, embed_dim)`` in q's dtype and, if asked for, the probabilities ``(heads, batch, tgt_len, src_len)``.
     """
+    if dropout == 0 and not need_weights and kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values():
+        mask = None if attn_mask is None else attn_mask.float().contiguous()
+        pads = None if key_padding_mask is None else key_padding_mask.contiguous()
+        return _Attention.apply(q, k, v, num_heads, pads, mask), None
     tgt_len, batch, embed_dim = q.shape
     src_len, key_batch, _ = k.shape
     head_dim, beams = embed_dim // num_heads, batch // key_batch

@@ -9,7 +9,8 @@ and test are held out by English sentence, by a hash, so the same packages give 
 
 Exit status 3: the packages cannot be had here; `grammar.py` makes a corpus without any download.
 
-Examples:
+Two examples::
+
     python recipes/corpora/libreoffice_help.py --out data/libreoffice-help
     python recipes/corpora/libreoffice_help.py --out data/short --pairs 12000 --max-words 20 --from ~/Downloads/*.deb
 """

@@ -5,7 +5,8 @@
 A PREFIX stands for the two files PREFIX.de and PREFIX.en. The text must be raw: not tokenized, not BPE'd. Blank, over-long
 and lopsided pairs leave train and valid on both sides and are counted; test stays as it is.
 
-Examples:
+Two examples::
+
     python recipes/corpora/own.py --out data/mine --src de --tgt en --train raw/train --valid raw/dev --test raw/test
     python recipes/corpora/own.py --out data/fr-en --src fr --tgt en --train a/train --valid a/valid --test a/test \
         --merges 8000 --lowercase

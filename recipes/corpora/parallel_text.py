@@ -136,7 +136,7 @@ def tokenize(pairs: list[Pair], source_lang: str, target_lang: str, lowercase: b
 
     def side(lines: list[str], lang: str) -> list[str]:
         moses = MosesTokenizer(lang)
-        tokenized = (moses.tokenize(line, return_str=True) for line in lines)
+        tokenized = (" ".join(moses.tokenize(line)) for line in lines)
         return [line.lower() if lowercase else line for line in tokenized]
 
     source, target = zip(*pairs, strict=True)
@@ -363,10 +363,8 @@ def as_stored(value: object) -> object:
 def run(make: Callable[[argparse.Namespace], Corpus], parser: argparse.ArgumentParser) -> None:
     """Parse the command line, make the corpus, and leave the folder `--out` whole or not at all; then exit.
 
-    Args:
-        make: from the parsed arguments to the corpus; raises `CorpusError`.
-        parser: of the script; `--out` is added here. `--cache`, where a script has it, says where files may lie and
-            not what the corpus is, so a second run may change it.
+    `make` takes the parsed arguments and raises `CorpusError`. `--out` is added to the parser here. `--cache`, where a
+    script has it, says where files may lie and not what the corpus is, so a second run may change it.
     """
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="corpus folder to write")
     args = parser.parse_args()

@@ -1,0 +1,430 @@
+// CPU kernels of the fast path: attention over short sentences, LN with its residual and dropout. Each computes what the torch
+// operators beside it in fused.py compute; those are its oracle. Tensors are float or bfloat16, arithmetic is float throughout.
+#include <ATen/Parallel.h>
+#include <torch/extension.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int kLanes = 16;  // floats in a vector of 64 bytes; compilers split it where registers are narrower
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// ---------------------------------------------------------------------------------------------------------------- dropout
+// Element i of a call is kept if 16 bits hashed from (i, seed) are at least p * 2^16. Nothing is stored: the backward pass hashes
+// again. The seed comes from torch's generator, so torch.manual_seed reproduces it, whatever the number of threads.
+
+struct Dropout {
+  uint32_t low, high, threshold;
+  float scale;
+
+  Dropout(double p, uint64_t seed)
+      : low(static_cast<uint32_t>(seed)),
+        high(static_cast<uint32_t>(seed >> 32)),
+        threshold(static_cast<uint32_t>(std::lround(p * 65536))),
+        // the rate in force is threshold / 2^16, and the scale belongs to it: the mean is exact
+        scale(threshold >= 65536 ? 0.f : 65536.f / (65536.f - threshold)) {}
+
+  static uint32_t mix(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ (x >> 16);
+  }
+
+  // factors[0..32) of the elements of one block of 32: 0 or scale
+  void factors(uint32_t block, float* out) const {
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) {
+      const uint32_t h = mix(mix((block * kLanes + j) ^ low) + high);
+      out[j] = (h & 0xffffu) >= threshold ? scale : 0.f;
+      out[j + kLanes] = (h >> 16) >= threshold ? scale : 0.f;
+    }
+  }
+};
+
+constexpr int kBlock = 2 * kLanes;
+
+// out[i] = f(i, dropout factor of element first + i) for one row; rows start at a multiple of the padded row length
+template <typename F>
+inline void for_each_factor(const Dropout& dropout, int64_t row, int64_t n, F f) {
+  const uint32_t blocks_a_row = static_cast<uint32_t>((n + kBlock - 1) / kBlock);
+  float factor[kBlock];
+  for (uint32_t b = 0; b < blocks_a_row; ++b) {
+    dropout.factors(static_cast<uint32_t>(row) * blocks_a_row + b, factor);
+    const int64_t start = int64_t(b) * kBlock, end = std::min<int64_t>(start + kBlock, n);
+#pragma GCC ivdep
+    for (int64_t i = start; i < end; ++i) f(i, factor[i - start]);
+  }
+}
+
+template <typename F>
+void parallel_rows(int64_t rows, int64_t width, F f) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, 32768 / width), f);
+}
+
+// y without its dropped elements: the residual sum, and its gradient at the branch
+template <typename T>
+void dropout_add_rows(const float* x, const T* y, float* out, int64_t rows, int64_t n, const Dropout& dropout) {
+  parallel_rows(rows, n, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * n;
+      const T* yr = y + r * n;
+      float* o = out + r * n;
+      for_each_factor(dropout, r, n, [=](int64_t i, float f) { o[i] = xr[i] + f * static_cast<float>(yr[i]); });
+    }
+  });
+}
+
+template <typename T>
+void dropout_rows(const float* grad, T* out, int64_t rows, int64_t n, const Dropout& dropout) {
+  parallel_rows(rows, n, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* g = grad + r * n;
+      T* o = out + r * n;
+      for_each_factor(dropout, r, n, [=](int64_t i, float f) { o[i] = static_cast<T>(f * g[i]); });
+    }
+  });
+}
+
+#define FLOAT_OR_BFLOAT16(tensor, ...)               \
+  if ((tensor).scalar_type() == at::kFloat) {        \
+    using scalar = float;                            \
+    __VA_ARGS__                                      \
+  } else {                                           \
+    TORCH_CHECK((tensor).scalar_type() == at::kBFloat16, "float or bfloat16 expected"); \
+    using scalar = at::BFloat16;                     \
+    __VA_ARGS__                                      \
+  }
+
+Tensor dropout_add(const Tensor& x, const Tensor& y, double p, int64_t seed) {
+  const int64_t n = x.size(-1), rows = x.numel() / n;
+  Tensor out = at::empty_like(x);
+  const Dropout dropout(p, seed);
+  FLOAT_OR_BFLOAT16(y, dropout_add_rows(x.const_data_ptr<float>(), y.const_data_ptr<scalar>(), out.data_ptr<float>(), rows, n, dropout);)
+  return out;
+}
+
+Tensor dropout_backward(const Tensor& grad, at::ScalarType dtype, double p, int64_t seed) {
+  const int64_t n = grad.size(-1), rows = grad.numel() / n;
+  Tensor out = at::empty(grad.sizes(), grad.options().dtype(dtype));
+  const Dropout dropout(p, seed);
+  FLOAT_OR_BFLOAT16(out, dropout_rows(grad.const_data_ptr<float>(), out.data_ptr<scalar>(), rows, n, dropout);)
+  return out;
+}
+
+// --------------------------------------------------------------------------------------------------------------------- LN
+// Rows of x are normalized to `out`, given in out's type; mean and 1 / standard deviation go to `statistics` (rows, 2).
+
+template <typename T>
+void layer_norm_rows(const float* x, const float* weight, const float* bias, float eps, T* out, float* statistics, int64_t rows,
+                     int64_t n) {
+  parallel_rows(rows, n, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * n;
+      float sum = 0.f, squares = 0.f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < n; ++i) sum += xr[i];
+      const float mean = sum / n;
+#pragma omp simd reduction(+ : squares)
+      for (int64_t i = 0; i < n; ++i) squares += (xr[i] - mean) * (xr[i] - mean);
+      const float rstd = 1.f / std::sqrt(squares / n + eps);
+      T* o = out + r * n;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) o[i] = static_cast<T>((xr[i] - mean) * rstd * weight[i] + bias[i]);
+      statistics[2 * r] = mean;
+      statistics[2 * r + 1] = rstd;
+    }
+  });
+}
+
+// returns (LN(x) in dtype, statistics)
+std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, at::ScalarType dtype) {
+  const int64_t n = x.size(-1), rows = x.numel() / n;
+  Tensor out = at::empty(x.sizes(), x.options().dtype(dtype)), statistics = at::empty({rows, 2}, x.options());
+  FLOAT_OR_BFLOAT16(out, layer_norm_rows(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
+                                         static_cast<float>(eps), out.data_ptr<scalar>(), statistics.data_ptr<float>(), rows, n);)
+  return {out, statistics};
+}
+
+template <typename T>
+void layer_norm_backward_rows(const T* grad, const float* x, const float* statistics, const float* weight, float* grad_x,
+                              float* grad_weight, float* grad_bias, int64_t begin, int64_t end, int64_t n) {
+  for (int64_t r = begin; r < end; ++r) {
+    const T* g = grad + r * n;
+    const float* xr = x + r * n;
+    float* o = grad_x + r * n;
+    const float mean = statistics[2 * r], rstd = statistics[2 * r + 1];
+    float sum = 0.f, dot = 0.f;
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < n; ++i) {
+      const float gi = static_cast<float>(g[i]), normed = (xr[i] - mean) * rstd;
+      grad_weight[i] += gi * normed;
+      grad_bias[i] += gi;
+      sum += gi * weight[i];
+      dot += gi * weight[i] * normed;
+    }
+    sum /= n;
+    dot /= n;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i)
+      o[i] = rstd * (static_cast<float>(g[i]) * weight[i] - sum - (xr[i] - mean) * rstd * dot);
+  }
+}
+
+// gradients at x (float), weight and bias
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& statistics,
+                                                       const Tensor& weight) {
+  const int64_t n = x.size(-1), rows = x.numel() / n;
+  // one partial sum a fixed slice of rows, so that the result does not depend on how threads share the work
+  const int64_t slices = std::min<int64_t>(rows, 16), slice = (rows + slices - 1) / std::max<int64_t>(slices, 1);
+  Tensor grad_x = at::empty_like(x), partial = at::zeros({2, slices, n}, x.options());
+  float* sums = partial.data_ptr<float>();
+  FLOAT_OR_BFLOAT16(grad, {
+    const scalar* g = grad.const_data_ptr<scalar>();
+    const float *xs = x.const_data_ptr<float>(), *st = statistics.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+    float* gx = grad_x.data_ptr<float>();
+    at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s)
+        layer_norm_backward_rows(g, xs, st, w, gx, sums + s * n, sums + (slices + s) * n, s * slice, std::min(rows, (s + 1) * slice), n);
+    });
+  })
+  Tensor total = partial.sum(1);
+  return {grad_x, total[0], total[1]};
+}
+
+// -------------------------------------------------------------------------------------------------------------- attention
+// One sentence and head at a time, everything of it in cache. Sizes are those of translation: tens of words, head_dim 32 to 128.
+
+// C (rows x cols) = A (rows x inner) B (inner x cols); A has any strides; cols is a multiple of kLanes; B and C are row-major
+template <int R, int V>
+inline void product_block(int64_t inner, const float* a, int64_t row_stride, int64_t inner_stride, const float* b, int64_t ldb, float* c,
+                          int64_t ldc) {
+  Vec sum[R][V] = {};
+  for (int64_t k = 0; k < inner; ++k) {
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * ldb + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const float s = a[r * row_stride + k * inner_stride];
+      for (int v = 0; v < V; ++v) sum[r][v] += s * row[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(c + r * ldc + v * kLanes, sum[r][v]);
+}
+
+template <int V>
+inline void product_columns(int64_t rows, int64_t inner, const float* a, int64_t row_stride, int64_t inner_stride, const float* b,
+                            int64_t ldb, float* c, int64_t ldc) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    product_block<4, V>(inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
+  for (; r < rows; ++r) product_block<1, V>(inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
+}
+
+void product(int64_t rows, int64_t cols, int64_t inner, const float* a, int64_t row_stride, int64_t inner_stride, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= cols; j += 4 * kLanes) product_columns<4>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
+  for (; j + 2 * kLanes <= cols; j += 2 * kLanes) product_columns<2>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
+  for (; j < cols; j += kLanes) product_columns<1>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
+}
+
+// e^x for x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]
+inline float exp_nonpositive(float x) {
+  x = std::max(x, -87.f);
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.9875691e-4f;
+  y = y * r + 1.3981999e-3f;
+  y = y * r + 8.3334519e-3f;
+  y = y * r + 4.1665796e-2f;
+  y = y * r + 1.6666666e-1f;
+  y = y * r + 0.5f;
+  y = y * r * r + r + 1.f;
+  union {
+    int32_t i;
+    float f;
+  } power = {(static_cast<int32_t>(n) + 127) << 23};
+  return y * power.f;
+}
+
+// Where one operand (len, batch, embed_dim) lies in memory
+struct Layout {
+  int64_t len_stride, batch_stride;
+  explicit Layout(const Tensor& t) : len_stride(t.stride(0)), batch_stride(t.stride(1)) {}
+};
+
+struct Shape {
+  int64_t tgt_len, src_len, key_batch, beams, heads, head_dim, dim, src;  // dim, src: padded head_dim and src_len
+  Shape(const Tensor& q, const Tensor& k, int64_t heads)
+      : tgt_len(q.size(0)), src_len(k.size(0)), key_batch(k.size(1)), beams(q.size(1) / k.size(1)), heads(heads),
+        head_dim(q.size(2) / heads), dim(padded(q.size(2) / heads)), src(padded(k.size(0))) {}
+  int64_t rows() const { return beams * tgt_len; }  // beams of one source are rows of one product
+};
+
+template <typename T>
+void read_rows(const T* p, const Layout& at, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, float* out) {
+  for (int64_t beam = 0; beam < beams; ++beam)
+    for (int64_t t = 0; t < len; ++t) {
+      const T* from = p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim;
+      float* to = out + (beam * len + t) * s.dim;
+#pragma GCC ivdep
+      for (int64_t d = 0; d < s.head_dim; ++d) to[d] = scale * static_cast<float>(from[d]);
+    }
+}
+
+template <typename T>
+void write_rows(const float* from, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, T* p, const Layout& at) {
+  for (int64_t beam = 0; beam < beams; ++beam)
+    for (int64_t t = 0; t < len; ++t) {
+      T* to = p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim;
+      const float* row = from + (beam * len + t) * s.dim;
+#pragma GCC ivdep
+      for (int64_t d = 0; d < s.head_dim; ++d) to[d] = static_cast<T>(scale * row[d]);
+    }
+}
+
+void transpose(const float* from, const Shape& s, float* to) {  // (src_len, dim) to (head_dim, src)
+  for (int64_t j = 0; j < s.src_len; ++j)
+    for (int64_t d = 0; d < s.head_dim; ++d) to[d * s.src + j] = from[j * s.dim + d];
+}
+
+// softmax(q k^T + masks) of one sentence and head; q is scaled already
+void probabilities(const Shape& s, const float* q, const float* k_transposed, const float* attn_mask, const bool* pads, float* probs) {
+  product(s.rows(), s.src, s.head_dim, q, s.dim, 1, k_transposed, s.src, probs, s.src);
+  for (int64_t r = 0; r < s.rows(); ++r) {
+    float* p = probs + r * s.src;
+    if (attn_mask) {
+      const float* mask = attn_mask + (r % s.tgt_len) * s.src_len;
+      for (int64_t j = 0; j < s.src_len; ++j) p[j] += mask[j];
+    }
+    if (pads)
+      for (int64_t j = 0; j < s.src_len; ++j) p[j] = pads[j] ? -std::numeric_limits<float>::infinity() : p[j];
+    float top = -std::numeric_limits<float>::max(), sum = 0.f;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < s.src_len; ++j) top = std::max(top, p[j]);
+    // a masked score is -inf: its exponential, cut off at e^-87, is 0 in float beside a sum of at least 1
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < s.src_len; ++j) {
+      const float e = p[j] - top < -86.f ? 0.f : exp_nonpositive(p[j] - top);
+      p[j] = e;
+      sum += e;
+    }
+    const float scale = 1.f / sum;
+    for (int64_t j = 0; j < s.src_len; ++j) p[j] *= scale;
+    for (int64_t j = s.src_len; j < s.src; ++j) p[j] = 0.f;
+  }
+}
+
+// gradient at the scores, in place: P (slope - its mean under P)
+void softmax_backward(const Shape& s, const float* probs, float* slopes) {
+  for (int64_t r = 0; r < s.rows(); ++r) {
+    float* slope = slopes + r * s.src;
+    const float* p = probs + r * s.src;
+    float mean = 0.f;
+#pragma omp simd reduction(+ : mean)
+    for (int64_t j = 0; j < s.src; ++j) mean += slope[j] * p[j];
+    for (int64_t j = 0; j < s.src; ++j) slope[j] = p[j] * (slope[j] - mean);
+  }
+}
+
+const float* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+const bool* row_or_null(const std::optional<Tensor>& t, int64_t row) { return t ? t->const_data_ptr<bool>() + row * t->size(1) : nullptr; }
+
+// Sentences and heads are independent: one task each
+template <typename F>
+void for_each_head(const Shape& s, F f) {
+  at::parallel_for(0, s.key_batch * s.heads, 4, [&](int64_t begin, int64_t end) { f(begin, end); });
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, const std::optional<Tensor>& pads,
+                 const std::optional<Tensor>& attn_mask) {
+  const Shape s(q, k, heads);
+  const Layout at_q(q), at_k(k), at_v(v);
+  Tensor out = at::empty(q.sizes(), q.options());
+  const Layout at_out(out);
+  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim)), *mask = data_or_null(attn_mask);
+  FLOAT_OR_BFLOAT16(q, {
+    const scalar *qp = q.const_data_ptr<scalar>(), *kp = k.const_data_ptr<scalar>(), *vp = v.const_data_ptr<scalar>();
+    scalar* op = out.data_ptr<scalar>();
+    for_each_head(s, [&](int64_t begin, int64_t end) {
+      std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), kt(s.dim * s.src), vs(s.src * s.dim), probs(s.rows() * s.src),
+          result(s.rows() * s.dim);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / s.heads, h = i % s.heads;
+        read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
+        read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
+        read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
+        transpose(ks.data(), s, kt.data());
+        probabilities(s, qs.data(), kt.data(), mask, row_or_null(pads, b), probs.data());
+        product(s.rows(), s.dim, s.src_len, probs.data(), s.src, 1, vs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.tgt_len, s.beams, b, h, 1.f, op, at_out);
+      }
+    });
+  })
+  return out;
+}
+
+// Writes the gradients at q, k, v into the given tensors (any strides over len and batch); probabilities are made again
+void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                        const std::optional<Tensor>& pads, const std::optional<Tensor>& attn_mask, Tensor grad_q, Tensor grad_k,
+                        Tensor grad_v) {
+  const Shape s(q, k, heads);
+  const Layout at_q(q), at_k(k), at_v(v), at_grad(grad), at_gq(grad_q), at_gk(grad_k), at_gv(grad_v);
+  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim)), *mask = data_or_null(attn_mask);
+  FLOAT_OR_BFLOAT16(q, {
+    const scalar *qp = q.const_data_ptr<scalar>(), *kp = k.const_data_ptr<scalar>(), *vp = v.const_data_ptr<scalar>(),
+                 *gp = grad.const_data_ptr<scalar>();
+    scalar *gq = grad_q.data_ptr<scalar>(), *gk = grad_k.data_ptr<scalar>(), *gv = grad_v.data_ptr<scalar>();
+    for_each_head(s, [&](int64_t begin, int64_t end) {
+      const int64_t long_side = std::max(s.rows(), s.src);
+      std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), vs(s.src * s.dim), transposed(s.dim * s.src), gs(s.rows() * s.dim),
+          probs(s.rows() * s.src), slopes(s.rows() * s.src), result(long_side * s.dim);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / s.heads, h = i % s.heads;
+        read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
+        read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
+        read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
+        read_rows(gp, at_grad, s, s.tgt_len, s.beams, b, h, 1.f, gs.data());
+        transpose(ks.data(), s, transposed.data());
+        probabilities(s, qs.data(), transposed.data(), mask, row_or_null(pads, b), probs.data());
+        // gradient at v: P^T g
+        product(s.src_len, s.dim, s.rows(), probs.data(), 1, s.src, gs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.src_len, 1, b, h, 1.f, gv, at_gv);
+        // gradient at the scores: P (g V^T - its mean under P)
+        transpose(vs.data(), s, transposed.data());
+        product(s.rows(), s.src, s.head_dim, gs.data(), s.dim, 1, transposed.data(), s.src, slopes.data(), s.src);
+        softmax_backward(s, probs.data(), slopes.data());
+        // at q (scaled once here) and at k (qs holds the scale already)
+        product(s.rows(), s.dim, s.src_len, slopes.data(), s.src, 1, ks.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.tgt_len, s.beams, b, h, scale, gq, at_gq);
+        product(s.src_len, s.dim, s.rows(), slopes.data(), 1, s.src, qs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.src_len, 1, b, h, 1.f, gk, at_gk);
+      }
+    });
+  })
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "CPU kernels of fairseq_lnplugin.fused";
+  m.def("dropout_add", &dropout_add, "x + dropout(y)");
+  m.def("dropout_backward", &dropout_backward, "gradient at y of x + dropout(y)");
+  m.def("layer_norm", &layer_norm, "LN(x) and the rows' statistics");
+  m.def("layer_norm_backward", &layer_norm_backward, "gradients of LN at x, weight, bias");
+  m.def("attention", &attention, "softmax(q k^T / sqrt(d) + masks) v");
+  m.def("attention_backward", &attention_backward, "gradients of attention at q, k, v, written in place");
+}
