@@ -210,7 +210,11 @@ class _LabelSmoothedNLL(torch.autograd.Function):
 
 def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
     """Loss, negative log-likelihood ``(rows,)`` and, if asked for, the loss's gradient at ``logits`` ``(rows, vocab)``."""
-    lprobs = torch.log_softmax(logits.float(), dim=-1)
+    grad = logits.float()
+    if on_kernels(grad, target):
+        loss, nll = kernels.label_smoothed_rows(grad, target, epsilon, smooth)
+        return loss, nll, grad.to(logits.dtype) if needs_grad else None
+    lprobs = torch.log_softmax(grad, dim=-1)
     nll = -lprobs.gather(1, target[:, None]).squeeze(1)
     loss = (1 - epsilon - smooth) * nll - smooth * lprobs.sum(dim=-1)
     if not needs_grad:

@@ -286,7 +286,7 @@ class NoWarmupSchedule(ExactSchedule):
 
     def note_last_held(self):
         """Keep the last held update: the one before the first epoch after the hold."""
-        if self.epoch <= self.settings.hold_epochs:
+        if not self.settings.hold_epochs or self.epoch <= self.settings.hold_epochs:
             self.last_held = None
         elif self.last_held is None:
             self.last_held = max(self.updates_done(), 1)  # an epoch can be without an update (fp16 overflows)

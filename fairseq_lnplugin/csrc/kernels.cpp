@@ -57,15 +57,21 @@ struct Dropout {
 constexpr int kBlock = 2 * kLanes;
 
 // out[i] = f(i, dropout factor of element first + i) for one row; rows start at a multiple of the padded row length
+// f(i, dropout factor) for the n elements of one row; every row starts with a new block
 template <typename F>
 inline void for_each_factor(const Dropout& dropout, int64_t row, int64_t n, F f) {
   const uint32_t blocks_a_row = static_cast<uint32_t>((n + kBlock - 1) / kBlock);
-  float factor[kBlock];
-  for (uint32_t b = 0; b < blocks_a_row; ++b) {
-    dropout.factors(static_cast<uint32_t>(row) * blocks_a_row + b, factor);
-    const int64_t start = int64_t(b) * kBlock, end = std::min<int64_t>(start + kBlock, n);
+  uint32_t block = static_cast<uint32_t>(row) * blocks_a_row;
+  alignas(64) float factor[kBlock];
+  int64_t start = 0;
+  for (; start + kBlock <= n; start += kBlock) {
+    dropout.factors(block++, factor);
 #pragma GCC ivdep
-    for (int64_t i = start; i < end; ++i) f(i, factor[i - start]);
+    for (int j = 0; j < kBlock; ++j) f(start + j, factor[j]);
+  }
+  if (start < n) {
+    dropout.factors(block, factor);
+    for (int64_t i = start; i < n; ++i) f(i, factor[i - start]);
   }
 }
 
@@ -417,6 +423,44 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
   })
 }
 
+// ------------------------------------------------------------------------------------------------------------------- loss
+// Label smoothed loss of rows of logits (float), and its gradient at them written over them.
+
+void label_smoothed_row(float* z, int64_t n, int64_t target, float epsilon, float smooth, float* loss, float* nll) {
+  float top = -std::numeric_limits<float>::max(), sum = 0.f, total = 0.f;
+#pragma omp simd reduction(max : top) reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) {
+    top = std::max(top, z[i]);
+    total += z[i];
+  }
+  const float at_target = z[target], hit = 1.f - epsilon - smooth;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    z[i] = exp_nonpositive(z[i] - top);
+    sum += z[i];
+  }
+  const float log_sum = top + std::log(sum), scale = 1.f / sum;
+  *nll = log_sum - at_target;
+  *loss = hit * *nll + smooth * (n * log_sum - total);
+  // weights of all log p sum to 1, so the gradient at z_v is p_v - smooth - [v = target] (1 - epsilon - smooth)
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) z[i] = z[i] * scale - smooth;
+  z[target] -= hit;
+}
+
+// logits (rows, vocab) float, overwritten by the gradient; returns (loss, nll), a value a row
+std::tuple<Tensor, Tensor> label_smoothed_rows(Tensor logits, const Tensor& target, double epsilon, double smooth) {
+  const int64_t rows = logits.size(0), n = logits.size(1);
+  Tensor loss = at::empty({rows}, logits.options()), nll = at::empty({rows}, logits.options());
+  float *z = logits.data_ptr<float>(), *l = loss.data_ptr<float>(), *p = nll.data_ptr<float>();
+  const int64_t* t = target.const_data_ptr<int64_t>();
+  at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      label_smoothed_row(z + r * n, n, t[r], static_cast<float>(epsilon), static_cast<float>(smooth), l + r, p + r);
+  });
+  return {loss, nll};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -425,6 +469,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("dropout_backward", &dropout_backward, "gradient at y of x + dropout(y)");
   m.def("layer_norm", &layer_norm, "LN(x) and the rows' statistics");
   m.def("layer_norm_backward", &layer_norm_backward, "gradients of LN at x, weight, bias");
+  m.def("label_smoothed_rows", &label_smoothed_rows, "label smoothed loss and nll of logits, which become the gradient");
   m.def("attention", &attention, "softmax(q k^T / sqrt(d) + masks) v");
   m.def("attention_backward", &attention_backward, "gradients of attention at q, k, v, written in place");
 }

@@ -157,6 +157,8 @@ def read_original(folder: Path) -> Source:
     need(folder, [f"{TAGGED}.{lang}" for lang in LANGS] + parts)
     sides = [tagged_lines(folder / f"{TAGGED}.{lang}") for lang in LANGS]
     parallel_text.check_equal(f"{folder / TAGGED}.de", sides[0], f"{folder / TAGGED}.en", sides[1])
+    for side, lang in zip(sides, LANGS, strict=True):
+        parallel_text.refuse_processed(side, str(folder / f"{TAGGED}.{lang}"))
     train = list(zip(*sides, strict=True))
     test: list[Pair] = []
     for name in TEST_SETS:
@@ -181,7 +183,8 @@ def tagged_lines(path: Path) -> list[str]:
 
 def segments(path: Path) -> list[str]:
     """Sentences of a dev or test XML file; a typographic apostrophe becomes a plain one, as in prepare-iwslt14.sh."""
-    return [found.group(1).strip().replace("’", "'") for line in parallel_text.read_lines(path) if (found := SEGMENT.search(line))]
+    found = filter(None, map(SEGMENT.search, parallel_text.read_lines(path)))
+    return [segment.group(1).strip().replace("’", "'") for segment in found]
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

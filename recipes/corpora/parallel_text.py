@@ -357,7 +357,9 @@ def as_stored(value: object) -> object:
     """A parsed argument as it stands in `corpus.json`."""
     if isinstance(value, list):
         return [as_stored(item) for item in value]
-    return value if isinstance(value, bool | int | float | None) else str(value)
+    if isinstance(value, Path):
+        return os.path.abspath(value)
+    return value
 
 
 def run(make: Callable[[argparse.Namespace], Corpus], parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,737 @@
+# shellcheck shell=bash
+# The engine of the recipes: settings, stages, training, decoding and scoring of the runs in runs.tsv. Sourced, never run.
+#
+# A recipe sets STUDY and STAGES, calls `start "$@"`, and then asks `if stage 1; then ...` for each of its stages.
+# Run folders are runs/<study>[-<preset>]/<run>/seed<k>/; what they hold is the contract of the recipes with `fairseq-ln report`.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "the recipes need bash 4.4 or later, and this is $BASH_VERSION" >&2
+  exit 1
+fi
+
+# -- Appendix A.1 of the paper: what no run and no preset changes --
+# The fused ones are fairseq's own adam and label_smoothed_cross_entropy in faster code, equal to rounding.
+CRITERION=(--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1)
+declare -A OPTIMIZERS=(
+  [adam]="--optimizer fused_adam --adam-betas (0.9,0.98) --weight-decay 0.0"
+  [radam]="--optimizer radam --adam-betas (0.9,0.98) --weight-decay 0.0"
+  [sgd]="--optimizer sgd --momentum 0.0 --weight-decay 0.0"
+)
+DROPOUT=0.1
+WEIGHT_INIT=xavier_uniform                                      # of the paper's time; see fairseq_lnplugin/weight_init.py
+DECODING=(--beam 5 --lenpen 1.2 --remove-bpe --max-tokens 4096) # the beam and length penalty of appendix A.1
+EVERY_SENTENCE=(--required-batch-size-multiple 1)               # fairseq drops the last batch otherwise, in silence
+
+# -- Settings from outside --
+# MAX_EPOCH (another bound on the epochs than the preset's), COMPUTE_DTYPE (float32 or bfloat16; default: the preset's),
+# SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the cores, or a GPU each; default 1), DATA (folder of the
+# corpora; default data), RUNS (folder of the study's runs).
+# LAUNCH (a prefix such as "torchrun --nproc_per_node 4" or "srun ...") with WORKERS (how many processes that starts), and
+# UPDATE_FREQ (micro-batches an update): the tokens of an update stay the preset's, divided by WORKERS x UPDATE_FREQ.
+SEEDS=${SEEDS:-1}
+JOBS=${JOBS:-1}
+LAUNCH=${LAUNCH:-}
+WORKERS=${WORKERS:-}
+UPDATE_FREQ=${UPDATE_FREQ:-1}
+MAX_EPOCH=${MAX_EPOCH:-}
+COMPUTE_DTYPE=${COMPUTE_DTYPE:-}
+DATA=${DATA:-data}
+
+FIGURE=                   # recipes with figures set a default
+RECIPE=$(basename "$0" .sh)
+USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
+WORKED=                   # what this start did; empty: nothing to do
+
+log() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$RECIPE" "$*" >&2; }
+
+die() {
+  printf '%s: %s\n' "$RECIPE" "$*" >&2
+  exit 1
+}
+
+# need PROGRAM WHY
+need() { command -v "$1" >/dev/null || die "$1 is missing: $2"; }
+
+is_count() { [[ $1 =~ ^[1-9][0-9]*$ ]]; }
+
+cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN; }
+
+# threads N: how many threads the programs started from here on use.
+threads() { export OMP_NUM_THREADS=$1 MKL_NUM_THREADS=$1; }
+
+sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi | cut -d ' ' -f 1; }
+
+# write FILE: standard input to FILE, whole or not at all.
+write() { cat >"$1.new" && mv "$1.new" "$1"; }
+
+quoted() { printf '%q ' "$@" | sed 's/ $/\n/'; }
+
+# -- Reading the tables --
+
+# read_row ARRAY FILE COLUMN=VALUE...: the first row with these values, into an associative array; status 1 if there is none.
+read_row() {
+  local -n into=$1
+  local file=$2 line condition i names=() cells=()
+  shift 2
+  while IFS= read -r line || [[ -n $line ]]; do
+    line=${line%$'\r'}
+    [[ -z $line || $line == '#'* ]] && continue
+    IFS=$'\t' read -r -a cells <<<"$line"
+    if ((${#names[@]} == 0)); then
+      names=("${cells[@]}")
+      continue
+    fi
+    ((${#cells[@]} == ${#names[@]})) ||
+      die "$file has ${#cells[@]} cells in the row '${line:0:60}' and ${#names[@]} columns; one tab between two, '-' is empty"
+    for i in "${!names[@]}"; do into[${names[i]}]=${cells[i]#-}; done
+    for condition; do [[ ${into[${condition%%=*}]} == "${condition#*=}" ]] || continue 2; done
+    return 0
+  done <"$file"
+  return 1
+}
+
+# column FILE STUDY NAME [FIGURE]: the cells of a column in the study's rows (of the figure), a line each.
+column() {
+  awk -F '\t' -v study="$2" -v name="$3" -v figure="${4:-}" '
+    { sub(/\r$/, "") }
+    /^#/ || /^$/ { next }
+    !header { for (i = 1; i <= NF; i++) at[$i] = i; header = 1; next }
+    $at["study"] == study && (figure == "" || index("," $at["figure"] ",", "," figure ",")) { print $at[name] }' "$1"
+}
+
+listed() { paste -sd ' ' - | sed 's/ /, /g'; }
+
+# -- The command line --
+
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+stage_number() {
+  local i
+  for i in "${!STAGES[@]}"; do
+    if [[ $1 == "$((i + 1))" || $1 == "${STAGES[i]}" ]]; then echo $((i + 1)) && return; fi
+  done
+  die "there is no stage '$1'; choose from $(for i in "${!STAGES[@]}"; do echo "$((i + 1))=${STAGES[i]}"; done | listed)"
+}
+
+# start ARGUMENT...: reads the command line, checks every setting before any work, and sets what the stages use.
+start() {
+  local option only=() all=() run seed
+  FIRST_STAGE=1 LAST_STAGE=${#STAGES[@]} DRY_RUN=
+  while (($#)); do
+    option=$1
+    case $option in
+      --help | -h) usage && exit 0 ;;
+      --dry-run) DRY_RUN=yes && shift && continue ;;
+      --stage | --stop-stage | --only | --seeds) ;;
+      --figure) [[ -n ${FIGURE:-} ]] || die "$RECIPE.sh has no flag --figure; see --help" ;;
+      *) die "unknown argument '$option'; see bash recipes/$RECIPE.sh --help" ;;
+    esac
+    (($# > 1)) || die "$option needs a value; see bash recipes/$RECIPE.sh --help"
+    case $option in
+      --stage) FIRST_STAGE=$(stage_number "$2") || exit 1 ;;
+      --stop-stage) LAST_STAGE=$(stage_number "$2") || exit 1 ;;
+      --only) only+=("$2") ;;
+      --figure) FIGURE=$2 ;;
+      --seeds) SEEDS=$2 ;;
+    esac
+    shift 2
+  done
+  ((FIRST_STAGE <= LAST_STAGE)) || die "--stop-stage $LAST_STAGE lies before --stage $FIRST_STAGE"
+
+  declare -gA PRESET_ROW=()
+  read_row PRESET_ROW recipes/presets.tsv "study=$STUDY" "preset=$PRESET" ||
+    die "unknown preset '$PRESET'; choose PRESET from $(column recipes/presets.tsv "$STUDY" preset | listed)"
+  if [[ -n ${FIGURE:-} && $FIGURE != all ]]; then
+    mapfile -t all < <(column recipes/runs.tsv "$STUDY" run "$FIGURE")
+    ((${#all[@]})) || die "there is no figure '$FIGURE'; choose from $(
+      column recipes/runs.tsv "$STUDY" figure | tr ',' '\n' | sort -u | listed), all"
+  else
+    mapfile -t all < <(column recipes/runs.tsv "$STUDY" run)
+  fi
+  for run in ${only[@]+"${only[@]}"}; do
+    column recipes/runs.tsv "$STUDY" run | grep -Fxq -- "$run" ||
+      die "there is no run '$run'; choose --only from $(column recipes/runs.tsv "$STUDY" run | listed)"
+  done
+  RUN_NAMES=("${all[@]}")
+  ((${#only[@]} == 0)) || RUN_NAMES=("${only[@]}")
+  read -r -a SEED_LIST <<<"$SEEDS"
+  ((${#SEED_LIST[@]})) || die "SEEDS is empty; give one seed or several, such as SEEDS='1 2 3'"
+  for seed in "${SEED_LIST[@]}"; do is_count "$seed" || die "SEEDS holds '$seed'; give whole numbers from 1 on"; done
+
+  [[ -n $LAUNCH && -z $WORKERS ]] && die "LAUNCH needs WORKERS, the number of processes that it starts"
+  WORKERS=${WORKERS:-1}
+  is_count "$WORKERS" || die "WORKERS must be a whole number from 1 on, but is '$WORKERS'"
+  is_count "$UPDATE_FREQ" || die "UPDATE_FREQ must be a whole number from 1 on, but is '$UPDATE_FREQ'"
+  is_count "$JOBS" || die "JOBS must be a whole number from 1 on, but is '$JOBS'"
+  [[ -z $MAX_EPOCH ]] || is_count "$MAX_EPOCH" || die "MAX_EPOCH must be a whole number from 1 on, but is '$MAX_EPOCH'"
+  ((WORKERS == 1)) || [[ -n $LAUNCH ]] || die "WORKERS=$WORKERS needs LAUNCH, what starts them, such as LAUNCH='torchrun ...'"
+  ((WORKERS == 1 || JOBS == 1)) || die "JOBS=$JOBS and WORKERS=$WORKERS: use several jobs or several workers, not both"
+  COMPUTE_DTYPE=${COMPUTE_DTYPE:-${PRESET_ROW[compute_dtype]}}
+  [[ $COMPUTE_DTYPE == float32 || $COMPUTE_DTYPE == bfloat16 ]] ||
+    die "COMPUTE_DTYPE must be float32 or bfloat16, but is '$COMPUTE_DTYPE'"
+  MAX_TOKENS=${PRESET_ROW[max_tokens]}
+  ((MAX_TOKENS % (WORKERS * UPDATE_FREQ) == 0)) ||
+    die "$MAX_TOKENS tokens an update cannot be divided by WORKERS=$WORKERS x UPDATE_FREQ=$UPDATE_FREQ"
+  WORKER_TOKENS=$((MAX_TOKENS / (WORKERS * UPDATE_FREQ)))
+  use_utf8
+}
+
+# Umlauts in POSIX locales: Python's output is UTF-8 in any case, the other programs' where the system can.
+use_utf8() {
+  export PYTHONUTF8=1 PYTHONIOENCODING=utf-8
+  [[ $(locale charmap 2>/dev/null) != UTF-8 ]] || return 0
+  if locale -a 2>/dev/null | grep -iE '^c\.utf-?8$' >/dev/null; then export LC_ALL=C.UTF-8; fi
+}
+
+# stage N: whether stage N is to be done; says so.
+stage() {
+  (($1 >= FIRST_STAGE && $1 <= LAST_STAGE)) || return 1
+  log "stage $1: ${STAGES[$1 - 1]}"
+}
+
+# do_or_show COMMAND...: runs it; with --dry-run prints it.
+do_or_show() { if [[ $DRY_RUN ]]; then quoted "$@"; else "$@"; fi; }
+
+# The environment, then one second of BLEU and model code before hours of training (once an environment and RUNS).
+enter_environment() {
+  [[ $DRY_RUN ]] && return
+  # shellcheck source=recipes/environment.sh
+  . recipes/environment.sh
+  GPUS=0
+  threads "$(cores)"
+}
+
+check_environment() {
+  local found
+  found=$(python -c '
+import fairseq_lnplugin, sacrebleu, torch
+assert round(sacrebleu.corpus_bleu(["a b c d e"], [["a b c d e"]]).score) == 100
+print(torch.cuda.device_count())' 2>&1) ||
+    die "the environment of $(command -v python) does not work ($(tail -n 1 <<<"$found"));" \
+      "delete .venv, or leave your environment, and start again"
+  GPUS=$(tail -n 1 <<<"$found")
+  ((WORKERS == 1 || GPUS > 0)) || die "WORKERS=$WORKERS needs GPUs, and torch sees none; fairseq trains with several on GPUs only"
+}
+
+# -- Corpus --
+
+# CORPUS is the corpus folder, made by a script of recipes/corpora.
+
+# corpus_facts: what the recipe needs to know of CORPUS/corpus.json.
+corpus_facts() {
+  local facts
+  [[ -f $CORPUS/corpus.json ]] || die "$CORPUS has no corpus.json; start with stage 1"
+  facts=$(python -c '
+import json, sys
+facts = json.load(open(sys.argv[1], encoding="utf-8"))
+lowercase = "--lowercase" if facts["lowercase"] else ""
+for value in (facts["name"], facts["source_lang"], facts["target_lang"], lowercase, facts.get("note", "")):
+    print(" ".join(value.split()))' "$CORPUS/corpus.json") ||
+    die "$CORPUS/corpus.json cannot be read; delete $CORPUS and start again"
+  {
+    read -r CORPUS_NAME
+    read -r SRC
+    read -r TGT
+    read -r LOWERCASE
+    read -r CORPUS_NOTE || true
+  } <<<"$facts"
+}
+
+# The binarized folder of this preset: all of the corpus, or its first pairs.
+set_bin() {
+  local train=${PRESET_ROW[train_pairs]} heldout=${PRESET_ROW[heldout_pairs]}
+  BIN=$CORPUS/bin${train:+-train$train}${heldout:+-heldout$heldout}
+}
+
+# binarize: CORPUS/bpe to BIN, with the dictionaries' sha256 beside them.
+binarize() {
+  local text=$CORPUS split lang lines other dictionaries=() limit work
+  set_bin
+  work=$BIN.partial
+  [[ ! $DRY_RUN ]] || work=$BIN
+  if [[ $DRY_RUN && ! -f $CORPUS/corpus.json ]]; then
+    SRC=de TGT=en
+  else
+    corpus_facts
+  fi
+  if [[ -f $BIN/corpus.sha256 ]]; then
+    [[ $(<"$BIN/corpus.sha256") == "$(sha256 "$CORPUS/corpus.json")" ]] ||
+      die "$BIN was made from another corpus than $CORPUS is now; delete $BIN"
+    log "$BIN is there"
+    return
+  fi
+  if [[ ! $DRY_RUN ]]; then
+    [[ ! -e $BIN ]] || die "$BIN exists and is not this recipe's work; move it away"
+    rm -rf "$work"
+    mkdir -p "$work"
+    if [[ $BIN != "$CORPUS/bin" ]]; then
+      mkdir -p "$work/text/bpe"
+      for split in train valid test valid500; do
+        limit=${PRESET_ROW[heldout_pairs]:-1000000000}
+        [[ $split != train ]] || limit=${PRESET_ROW[train_pairs]:-1000000000}
+        for lang in "$SRC" "$TGT"; do
+          head -n "$limit" "$CORPUS/bpe/$split.$lang" >"$work/text/bpe/$split.$lang"
+          head -n "$limit" "$CORPUS/$split.$lang" >"$work/text/$split.$lang"
+        done
+      done
+      text=$work/text
+    fi
+    for split in train valid test valid500; do
+      lines=$(wc -l <"$text/bpe/$split.$SRC") other=$(wc -l <"$text/bpe/$split.$TGT")
+      ((lines > 0 && lines == other)) ||
+        die "$text/bpe/$split has $lines lines of $SRC and $other of $TGT; delete $CORPUS and prepare it again"
+    done
+  fi
+  if [[ -f $CORPUS/bpe/dict.$SRC.txt && -f $CORPUS/bpe/dict.$TGT.txt ]]; then
+    dictionaries=(--srcdict "$CORPUS/bpe/dict.$SRC.txt" --tgtdict "$CORPUS/bpe/dict.$TGT.txt")
+  fi
+  local command=(fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --trainpref "$text/bpe/train"
+    --validpref "$text/bpe/valid" --testpref "$text/bpe/test,$text/bpe/valid500" --destdir "$work"
+    --workers "$(cores)" ${dictionaries[@]+"${dictionaries[@]}"})
+  if [[ $DRY_RUN ]]; then
+    quoted "${command[@]}"
+    return
+  fi
+  need fairseq-preprocess "it comes with fairseq"
+  "${command[@]}" </dev/null >"$work/output.log" 2>&1 ||
+    die "fairseq-preprocess failed ($(tail -n 1 "$work/output.log")); see $work/output.log"
+  for lang in "$SRC" "$TGT"; do
+    [[ -s $work/dict.$lang.txt ]] || die "fairseq-preprocess wrote no dict.$lang.txt; see $work/output.log"
+  done
+  dictionary_hashes "$work" | write "$work/dictionaries.sha256"
+  sha256 "$CORPUS/corpus.json" | write "$work/corpus.sha256"
+  mv "$work" "$BIN"
+  log "wrote $BIN"
+  WORKED=yes
+}
+
+dictionary_hashes() { sha256 "$1/dict.$SRC.txt" "$1/dict.$TGT.txt"; }
+
+# use_corpus: for the stages after the first: what corpus.json and BIN say.
+use_corpus() {
+  set_bin
+  if [[ $DRY_RUN && ! -d $BIN ]]; then
+    SRC=de TGT=en LOWERCASE='' CORPUS_NAME='' TEXT=$CORPUS PAIRS=''
+    return
+  fi
+  corpus_facts
+  [[ -f $BIN/dict.$SRC.txt && -f $BIN/dict.$TGT.txt ]] ||
+    die "$BIN has no dictionaries dict.$SRC.txt and dict.$TGT.txt; start with stage 1"
+  TEXT=$CORPUS
+  [[ ! -d $BIN/text ]] || TEXT=$BIN/text
+  PAIRS=$(($(wc -l <"$TEXT/train.$TGT")))
+  [[ -z $CORPUS_NOTE ]] || log "$CORPUS_NAME: $CORPUS_NOTE"
+}
+
+# updates_per_epoch: by fairseq's own batching of the train text, kept in BIN.
+updates_per_epoch() {
+  local file=$BIN/batches-of-$WORKER_TOKENS-tokens batches
+  if [[ ! -s $file ]]; then
+    if [[ $DRY_RUN ]]; then
+      echo 'UPDATES_PER_EPOCH' && return
+    fi
+    python - "$TEXT/bpe/train.$SRC" "$TEXT/bpe/train.$TGT" "$WORKER_TOKENS" 2>"$file.log" <<'PYTHON' | write "$file"
+import sys
+import numpy as np
+from fairseq.data import data_utils
+
+src, tgt = (np.array([len(line.split()) + 1 for line in open(path, encoding="utf-8")]) for path in sys.argv[1:3])
+order = np.lexsort((tgt, src))  # LanguagePairDataset.ordered_indices, apart from the order among equals
+tokens = np.maximum(src, tgt)[order]
+print(len(data_utils.batch_by_size(order, num_tokens_fn=None, num_tokens_vec=tokens, max_tokens=int(sys.argv[3]))))
+PYTHON
+    [[ -s $file ]] || die "cannot count the updates of an epoch: $(tail -n 1 "$file.log")"
+    rm -f "$file.log"
+  fi
+  batches=$(<"$file")
+  echo $((((batches + WORKERS - 1) / WORKERS + UPDATE_FREQ - 1) / UPDATE_FREQ))
+}
+
+# -- One run --
+
+# describe RUN SEED: sets RUN_FOLDER, the arguments TRAIN of fairseq-train, and SETTINGS (name, tab, value).
+describe() {
+  local run=$1 seed=$2 epochs warmup hold decay=() sizes=() updates name stack
+  declare -gA ROW=()
+  read_row ROW recipes/runs.tsv "study=$STUDY" "run=$run" || die "there is no run '$run' in recipes/runs.tsv"
+  [[ -n ${OPTIMIZERS[${ROW[optimizer]}]:-} ]] || die "recipes/runs.tsv: unknown optimizer '${ROW[optimizer]}' of $run"
+  RUN_FOLDER=$RUNS/$run/seed$seed
+  epochs=${MAX_EPOCH:-${PRESET_ROW[max_epoch]}}
+  if [[ -z $epochs ]] || ((epochs > ROW[epochs])); then epochs=${ROW[epochs]}; fi
+  EPOCHS=$epochs
+
+  warmup=${ROW[warmup_updates]} hold=${ROW[hold_epochs]}
+  # a warm-up of 1 is "none" at any length
+  if [[ -n $warmup ]] && ((warmup > 1)); then
+    warmup=$(awk -v n="$warmup" -v scale="${PRESET_ROW[warmup_scale]}" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }')
+  fi
+  # the hold keeps its share of the run, at least one epoch
+  if [[ -n $hold ]]; then hold=$(((2 * hold * epochs + ROW[epochs]) / (2 * ROW[epochs]))) && hold=$((hold > 0 ? hold : 1)); fi
+  case ${ROW[schedule]} in
+    warmup_inverse_sqrt) decay=(--warmup-updates "$warmup") ;;
+    no_warmup)
+      decay=(--decay "${ROW[decay]}" ${hold:+--hold-epochs "$hold"} ${ROW[decay_factor]:+--decay-factor "${ROW[decay_factor]}"})
+      if [[ ${ROW[decay]} == linear ]]; then
+        updates=$(updates_per_epoch) || exit 1
+        if [[ $updates == [0-9]* ]]; then updates=$((updates * epochs)); else updates="$updates*$epochs"; fi
+        decay+=(--total-updates "$updates")
+      fi
+      ;;
+    *) die "recipes/runs.tsv: unknown schedule '${ROW[schedule]}' of $run" ;;
+  esac
+  for stack in encoder decoder; do
+    [[ -z ${PRESET_ROW[embed_dim]} ]] || sizes+=("--$stack-embed-dim" "${PRESET_ROW[embed_dim]}")
+    [[ -z ${PRESET_ROW[ffn_embed_dim]} ]] || sizes+=("--$stack-ffn-embed-dim" "${PRESET_ROW[ffn_embed_dim]}")
+  done
+  local optimizer
+  read -r -a optimizer <<<"${OPTIMIZERS[${ROW[optimizer]}]}"
+  TRAIN=("$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
+    --arch "${PRESET_ROW[arch]}" ${sizes[@]+"${sizes[@]}"} --ln-position "${ROW[ln_position]}" --weight-init "$WEIGHT_INIT"
+    --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --clip-norm 0.0
+    --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${decay[@]}"
+    --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
+    --max-epoch "$epochs" --seed "$seed" --save-dir "$RUN_FOLDER/checkpoints"
+    --grad-norm-interval "${PRESET_ROW[grad_norm_interval]}" --log-format json --log-interval "${PRESET_ROW[log_interval]}")
+  SETTINGS=$(
+    printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" preset "$PRESET" \
+      arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
+      optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
+      hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
+      max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update '' seed "$seed"
+  )
+}
+
+# claim: sets up RUN_FOLDER, or checks that it was made with the same command.
+claim() {
+  local command old
+  command=$(quoted fairseq-train "${TRAIN[@]}")
+  if [[ -f $RUN_FOLDER/command.txt ]]; then
+    old=$(<"$RUN_FOLDER/command.txt")
+    [[ $old != "$command" ]] || return 0
+    die "$RUN_FOLDER was made with other settings (there: $(only_in "$old" "$command"); now: $(only_in "$command" "$old"));" \
+      "delete $RUN_FOLDER to train it again, or set RUNS to another folder"
+  fi
+  mkdir -p "$RUN_FOLDER/checkpoints"
+  printf '%s\n' "$SETTINGS" | write "$RUN_FOLDER/settings.tsv"
+  fairseq-ln environment | write "$RUN_FOLDER/environment.json" || die "fairseq-ln environment failed"
+  dictionary_hashes "$BIN" | write "$RUN_FOLDER/dictionaries.sha256"
+  printf '%s\n' "$command" | write "$RUN_FOLDER/command.txt"
+}
+
+# only_in COMMAND OTHER: the flags of COMMAND that OTHER does not have so.
+only_in() {
+  local flags
+  flags=$(comm -23 <(flags_of "$1") <(flags_of "$2") | paste -sd ' ' -)
+  echo "${flags:-nothing}"
+}
+
+flags_of() { sed 's/ --/\n--/g' <<<"$1" | sort; }
+
+# check_dictionaries: a model's words are numbers of the dictionary it was trained with.
+check_dictionaries() {
+  [[ $(dictionary_hashes "$BIN") == "$(<"$RUN_FOLDER/dictionaries.sha256")" ]] ||
+    die "the dictionaries in $BIN are not those that $RUN_FOLDER was trained with; delete $RUN_FOLDER to train it again"
+}
+
+# repair_checkpoints: after a kill, the newest readable checkpoint becomes checkpoint_last.pt, and half-written ones go.
+repair_checkpoints() {
+  local folder=$RUN_FOLDER/checkpoints verdict
+  rm -f "$folder"/*.tmp "$folder"/*.new
+  [[ -n $(ls -A "$folder") ]] || return 0
+  verdict=$(python - "$folder" <<'PYTHON'
+import os, shutil, sys, zipfile
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+last = folder / "checkpoint_last.pt"
+
+
+def readable(path):
+    try:
+        return zipfile.ZipFile(path).testzip() is None  # a checkpoint is a zip file with a checksum for each member
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+if not readable(last):
+    broken = last.exists()
+    epochs = sorted(folder.glob("checkpoint[0-9]*.pt"), key=lambda path: int(path.stem[len("checkpoint") :]), reverse=True)
+    good = next((path for path in epochs if readable(path)), None)
+    for path in epochs[: epochs.index(good) if good else None]:
+        path.unlink()
+    last.unlink(missing_ok=True)
+    if good:
+        shutil.copyfile(good, folder / "checkpoint_last.pt.new")
+        os.replace(folder / "checkpoint_last.pt.new", last)
+        print(f"checkpoint_last.pt {'cannot be read' if broken else 'is missing'}; going on from {good.name}")
+    elif broken or epochs:
+        print("no checkpoint can be read; starting again from the beginning")
+PYTHON
+  ) || die "cannot check the checkpoints in $folder"
+  [[ -z $verdict ]] || log "$RUN_FOLDER: $verdict"
+}
+
+# json_field NAME TEXT: the value of a field in a line of fairseq's JSON log.
+json_field() { [[ $2 =~ \"$1\":\ \"?([^\",}]+) ]] && printf '%s' "${BASH_REMATCH[1]}"; }
+
+# watch_training LABEL: reads fairseq-train's output; shows a line now and then, and keeps the seconds so far in wall_seconds.
+watch_training() {
+  local line label=$1 before=0 began=$SECONDS first='' at elapsed left epoch
+  [[ ! -s $RUN_FOLDER/wall_seconds ]] || before=$(<"$RUN_FOLDER/wall_seconds")
+  while IFS= read -r line || [[ -n $line ]]; do
+    elapsed=$((SECONDS - began))
+    case $line in
+      *'| train_inner | {'*)
+        at=$(json_field update "$line") || continue # epochs so far, with a fraction
+        at=$(awk -v at="$at" 'BEGIN { print int(at * 1000) }') left=
+        [[ -n $first ]] || first=$at
+        if ((at > first)); then
+          # this run's rest, and as many whole runs of its length as follow
+          left=$((elapsed * (EPOCHS * 1000 - at + EPOCHS * 1000 * RUNS_TO_COME / JOBS) / (at - first)))
+          left=", about $(minutes "$left") of training left"
+        fi
+        log "$label: epoch $(json_field epoch "$line") of $EPOCHS, update $(json_field num_updates "$line")," \
+          "loss $(json_field loss "$line"), lr $(json_field lr "$line")$left"
+        ;;
+      *'| valid | {'*)
+        epoch=$(json_field epoch "$line") || continue
+        log "$label: epoch $epoch of $EPOCHS done, validation loss $(json_field valid_loss "$line")"
+        ;;
+      *'-LN: '*) log "$label: ${line##*| }" ;; # the model says what was built
+      *) continue ;;
+    esac
+    echo $((before + elapsed)) | write "$RUN_FOLDER/wall_seconds"
+  done
+  echo $((before + SECONDS - began)) | write "$RUN_FOLDER/wall_seconds"
+}
+
+minutes() { if (($1 < 90)); then echo "$1 s"; else echo "$((($1 + 30) / 60)) min"; fi; }
+
+# divergence: fairseq's message when the end of train.log tells of one; status 1 otherwise.
+divergence() {
+  tail -n 40 "$RUN_FOLDER/train.log" | tr -d '\r' |
+    grep -oE 'FloatingPointError: .*(gradients are Nan/Inf|Minimum loss scale reached).*' | tail -n 1
+}
+
+# train RUN SEED LABEL: trains a run to its end, or to its divergence; goes on where a killed one stopped.
+train() {
+  local lock status launch=() message update
+  describe "$1" "$2"
+  if [[ $DRY_RUN ]]; then
+    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}"
+    return
+  fi
+  mkdir -p "$RUN_FOLDER"
+  exec {lock}>"$RUN_FOLDER/lock" # stays with fairseq-train when this script is killed
+  if command -v flock >/dev/null; then
+    flock -n "$lock" || die "$RUN_FOLDER is being trained by another process (perhaps of a killed start); wait for it, or end it"
+  fi
+  claim
+  if finished train "$1" "$2"; then
+    log "$3: trained already"
+    exec {lock}>&-
+    return
+  fi
+  repair_checkpoints
+  read -r -a launch <<<"$LAUNCH"
+  ((${#launch[@]} == 0)) || launch+=("$(command -v fairseq-train)") # a launcher may want a path
+  ((${#launch[@]} > 0)) || launch=(fairseq-train)
+  log "$3: $MAX_TOKENS tokens an update, at most $EPOCHS epochs; log: $RUN_FOLDER/train.log"
+  set +e
+  "${launch[@]}" "${TRAIN[@]}" </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
+  status=${PIPESTATUS[0]} # of fairseq-train
+  set -e
+  if ((status == 0)); then
+    [[ -s $RUN_FOLDER/checkpoints/checkpoint_last.pt ]] ||
+      die "fairseq-train wrote no checkpoint for $1, seed $2; see $RUN_FOLDER/train.log"
+    date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/trained"
+  elif message=$(divergence); then
+    update=$(grep -F '| train_inner | {' "$RUN_FOLDER/train.log" | tail -n 1)
+    update=$(json_field num_updates "$update") || update=0
+    printf '%s\t%s\n' "$((update + 1))" "$message" | write "$RUN_FOLDER/diverged"
+    log "$3: diverged after update $update ($message); a result, going on"
+    [[ ${ROW[ln_position]} != pre ]] || log "$3: a Pre-LN run is not expected to diverge"
+  else
+    message=$(tail -n 5 "$RUN_FOLDER/train.log" | awk 'NF { last = $0 } END { print substr(last, 1, 200) }')
+    die "training of $1, seed $2, stopped with status $status (${message:-it printed nothing}); see $RUN_FOLDER/train.log," \
+      "and start again to go on from the last checkpoint"
+  fi
+  exec {lock}>&-
+}
+
+# decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUT.shard*.txt.
+decode() {
+  local checkpoint=$1 subset=$2 out=$3 shards lines i pids=() failed=''
+  lines=$(wc -l <"$TEXT/$(text_of "$subset").$TGT")
+  shards=$((GPUS > 0 ? GPUS : $(cores)))
+  ((shards * 50 <= lines)) || shards=$(((lines + 49) / 50)) # --batch-size 50 below: no shard is without a batch
+  rm -f "$out".shard*
+  mkdir -p "$(dirname "$out")"
+  for ((i = 0; i < shards; i++)); do
+    (
+      threads $((GPUS > 0 || shards >= $(cores) ? 1 : $(cores) / shards))
+      use_gpu "$i"
+      # world size and rank cut the batches into shards here; fairseq-generate starts no workers
+      exec fairseq-generate "$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT" \
+        --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size 50 "${EVERY_SENTENCE[@]}" \
+        --distributed-world-size "$shards" --distributed-rank "$i" --no-progress-bar
+    ) </dev/null >"$out.shard$i.txt" 2>"$out.shard$i.log" &
+    pids+=($!)
+  done
+  for i in "${!pids[@]}"; do wait "${pids[i]}" || failed=$out.shard$i.log; done
+  [[ -z $failed ]] || die "fairseq-generate failed on $checkpoint ($(tail -n 1 "$failed")); see $failed"
+}
+
+# use_gpu N: this shell uses the N-th of its GPUs, and no other; nothing where there is none.
+use_gpu() {
+  local list
+  ((GPUS > 0)) || return 0
+  IFS=, read -r -a list <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((GPUS - 1)))}"
+  export CUDA_VISIBLE_DEVICES=${list[$1 % ${#list[@]}]}
+}
+
+# fairseq's names: test is the test set, test1 the first 500 lines of valid.
+text_of() { if [[ $1 == test ]]; then echo test; else echo valid500; fi; }
+
+# score_one EPOCH UPDATES SUBSET: a row of scores.tsv, unless it is there.
+score_one() {
+  local epoch=$1 updates=$2 subset=$3 out=$RUN_FOLDER/decode/epoch$1.$3
+  if [[ -f $RUN_FOLDER/scores.tsv ]]; then
+    awk -F '\t' -v epoch="$epoch" -v subset="$subset" \
+      'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next } $at["epoch"] == epoch && $at["subset"] == subset { found = 1 }
+      END { exit !found }' "$RUN_FOLDER/scores.tsv" && return
+  fi
+  decode "$RUN_FOLDER/checkpoints/checkpoint$epoch.pt" "$subset" "$out"
+  fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} --subset "$subset" \
+    --epoch "$epoch" --updates "$updates" --checkpoint "checkpoint$epoch.pt" --out "$RUN_FOLDER/scores.tsv" \
+    "$out".shard*.txt >&2 || die "scoring of $out.shard*.txt failed"
+  [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay
+}
+
+# score RUN SEED LABEL: every epoch's checkpoint on valid500, the last and the best (by validation loss) on the whole test set.
+score() {
+  local epochs epoch updates best='' last='' count=0 total
+  describe "$1" "$2"
+  if [[ $DRY_RUN ]]; then
+    quoted fairseq-generate "$BIN" --user-dir "$USER_DIR" --path "$RUN_FOLDER/checkpoints/checkpointN.pt" --gen-subset test \
+      "${DECODING[@]}" "${EVERY_SENTENCE[@]}"
+    return
+  fi
+  finished train "$1" "$2" || die "$1, seed $2, is not trained; start with stage train"
+  claim
+  if finished score "$1" "$2"; then
+    log "$3: scored already"
+    return
+  fi
+  check_dictionaries
+  # epoch, updates and validation loss of each epoch that left a checkpoint
+  epochs=$(python - "$RUN_FOLDER" <<'PYTHON'
+import json, math, sys
+from pathlib import Path
+
+run, epochs = Path(sys.argv[1]), {}
+for line in open(run / "train.log", encoding="utf-8", errors="replace"):
+    if "| valid | {" in line:
+        values = json.loads(line[line.index("{") :])
+        epochs[values["epoch"]] = (values["valid_num_updates"], float(values["valid_loss"]))
+for epoch, (updates, loss) in sorted(epochs.items()):
+    if (run / "checkpoints" / f"checkpoint{epoch}.pt").exists():
+        print(epoch, updates, loss if math.isfinite(loss) else 1e9)
+PYTHON
+  ) || die "$RUN_FOLDER/train.log cannot be read"
+  if [[ -n $epochs ]]; then
+    best=$(sort -k 3,3g -k 1,1n <<<"$epochs" | head -n 1 | cut -d ' ' -f 1)
+    last=$(tail -n 1 <<<"$epochs" | cut -d ' ' -f 1)
+    total=$(wc -l <<<"$epochs")
+    while read -r epoch updates _ <&3; do
+      count=$((count + 1))
+      log "$3: scoring epoch $epoch ($count of $total)"
+      score_one "$epoch" "$updates" test1
+      if [[ $epoch == "$best" || $epoch == "$last" ]]; then score_one "$epoch" "$updates" test; fi
+    done 3<<<"$epochs"
+  else
+    log "$3: no epoch was finished, so there is nothing to score"
+  fi
+  date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/done"
+}
+
+# -- All runs --
+
+# each_run ACTION: train or score of every chosen run and seed. Trains JOBS at a time; scoring uses all cores for one.
+each_run() {
+  local action=$1 seed run label number=0 running=0 started=0 failed='' began=$SECONDS
+  local total=$((${#RUN_NAMES[@]} * ${#SEED_LIST[@]})) todo jobs=1
+  todo=$(unfinished "$action")
+  if [[ ! $DRY_RUN ]]; then
+    [[ $action == score ]] || jobs=$JOBS
+    threads $(($(cores) / jobs > 0 ? $(cores) / jobs : 1))
+    if ((todo > 0)); then
+      check_environment
+      WORKED=yes
+    fi
+  fi
+  for seed in "${SEED_LIST[@]}"; do
+    for run in "${RUN_NAMES[@]}"; do
+      number=$((number + 1)) label="run $number of $total, $run, seed $seed"
+      if ((running == jobs)); then
+        wait -n || failed=yes
+        running=$((running - 1))
+      fi
+      [[ -z $failed ]] || break 2
+      if [[ ! $DRY_RUN ]] && ! finished "$action" "$run" "$seed"; then
+        if ((started > running)); then
+          log "$action, run $number of $total: about" \
+            "$(minutes $(((SECONDS - began) * (todo - started) / (started - running)))) left in this stage"
+        fi
+        started=$((started + 1))
+      fi
+      RUNS_TO_COME=$((todo - started))
+      if ((jobs == 1)); then
+        "$action" "$run" "$seed" "$label"
+      else
+        (
+          use_gpu "$number"
+          "$action" "$run" "$seed" "$label"
+        ) &
+        running=$((running + 1))
+      fi
+    done
+  done
+  while ((running-- > 0)); do wait -n || failed=yes; done
+  [[ -z $failed ]] || die "a run stopped; see above"
+}
+
+# finished ACTION RUN SEED
+finished() {
+  local folder=$RUNS/$2/seed$3
+  if [[ $1 == train ]]; then [[ -f $folder/trained || -f $folder/diverged ]]; else [[ -f $folder/done ]]; fi
+}
+
+unfinished() {
+  local seed run count=0
+  for seed in "${SEED_LIST[@]}"; do
+    for run in "${RUN_NAMES[@]}"; do finished "$1" "$run" "$seed" || count=$((count + 1)); done
+  done
+  echo "$count"
+}
+
+# report: RESULTS.md, results.tsv and figures in RUNS, unless they are newer than every run.
+report() {
+  if [[ ! $DRY_RUN && -f $RUNS/RESULTS.md && -z $(find "$RUNS" -name 'done' -newer "$RUNS/RESULTS.md") ]]; then
+    log "$RUNS/RESULTS.md is up to date"
+    return
+  fi
+  do_or_show fairseq-ln report "$RUNS" || die "fairseq-ln report $RUNS failed"
+  WORKED=yes
+}
+
+# finish: the last line of a recipe.
+finish() {
+  if [[ $DRY_RUN ]]; then
+    log "dry run: nothing was done"
+  elif [[ -z $WORKED ]]; then
+    log "nothing to do: all of this was done before; see $RUNS/RESULTS.md"
+  else
+    log "finished$([[ ! -f $RUNS/RESULTS.md ]] || echo "; see $RUNS/RESULTS.md")"
+  fi
+}

@@ -1,0 +1,681 @@
+"""recipes/*.sh, runs.tsv and presets.tsv (the paper's sections 3 and 4, appendix A.1 and H).
+
+The real scripts run in a copy of the tree, with a small made-up corpus in place of the corpus scripts, and with stand-ins for
+fairseq-preprocess, fairseq-train, fairseq-generate and fairseq-ln first on PATH, which record their arguments.
+"""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CORPUS_SCRIPT = '''
+"""Stand-in for a corpus script: 60 pairs in the layout of recipes/corpora/parallel_text.py."""
+import json, os, sys
+from pathlib import Path
+
+log = os.environ["STAND_IN_LOG"]
+with open(log, "a") as file:
+    print(json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]]), file=file)
+if Path(sys.argv[0]).name == os.environ.get("NO_CORPUS"):
+    sys.exit(3)
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+(out / "bpe").mkdir(parents=True, exist_ok=True)
+for split, count in (("train", 500), ("valid", 120), ("test", 130), ("valid500", 120)):
+    for lang, word in (("de", "gr\\u00fc\\u00df"), ("en", "hello")):
+        text = "".join(f"{word} " * (1 + n % 9) + f"w{n}\\n" for n in range(count))
+        for folder in (out, out / "bpe"):
+            (folder / f"{split}.{lang}").write_text(text, encoding="utf-8")
+(out / "corpus.json").write_text(json.dumps({
+    "name": "stand-in", "source_lang": "de", "target_lang": "en", "lowercase": True, "note": "made up",
+    "pairs": {"train": 500, "valid": 120, "test": 130}}))
+'''
+
+STAND_IN = '''#!{python}
+"""Records its arguments; TRAIN_MODE says how a training ends: well (default), diverges, fails, or killed."""
+import json, os, signal, sys, zipfile
+from pathlib import Path
+
+name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+with open(os.environ["STAND_IN_LOG"], "a", encoding="utf-8") as file:
+    print(json.dumps([name, *arguments]), file=file)
+
+
+def flag(wanted):
+    return arguments[arguments.index(wanted) + 1]
+
+
+def checkpoint(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data.pkl", os.urandom(5000))
+
+
+if name == "fairseq-preprocess":
+    out = Path(flag("--destdir"))
+    out.mkdir(parents=True, exist_ok=True)
+    for lang in ("de", "en"):
+        (out / f"dict.{{lang}}.txt").write_text(f"word.{{lang}} 1\\n")
+elif name == "fairseq-train":
+    mode = os.environ.get("TRAIN_MODE", "well")
+    if os.environ.get("TRAIN_MODE_ONLY", "") not in flag("--save-dir"):
+        mode = "well"
+    save = Path(flag("--save-dir"))
+    if (save / "checkpoint_last.pt").exists():
+        print("resumed", flush=True)
+    for epoch in range(1, int(flag("--max-epoch")) + 1):
+        print('x | INFO | train_inner | {{"epoch": %d, "update": %s, "loss": "9.5", "num_updates": "%d", "lr": "0.0005"}}'
+              % (epoch, epoch - 0.5, 10 * epoch - 5), flush=True)
+        if mode == "diverges":
+            print("Traceback (most recent call last):\\nFloatingPointError: gradients are Nan/Inf")
+            sys.exit(1)
+        if mode == "fails" and epoch == 2:
+            print("RuntimeError: no space left on device")
+            sys.exit(1)
+        print('x | INFO | valid | {{"epoch": %d, "valid_loss": "%s", "valid_num_updates": "%d"}}'
+              % (epoch, 5 + (epoch - 1) ** 2, 10 * epoch), flush=True)
+        checkpoint(save / f"checkpoint{{epoch}}.pt")
+        checkpoint(save / "checkpoint_last.pt")
+        if mode == "killed":
+            (save / "checkpoint_last.pt").write_bytes((save / "checkpoint_last.pt").read_bytes()[:2000])
+            (save / "checkpoint2.pt.tmp").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+elif name == "fairseq-generate":
+    print("H-0\\t0.0\\tgr\\u00fc\\u00df dich")
+elif name == "fairseq-ln":
+    if arguments[0] == "environment":
+        print("{{}}")
+    elif arguments[0] == "score":
+        out = Path(flag("--out"))
+        rows = out.read_text() if out.exists() else "epoch\\tupdates\\tsubset\\n"
+        out.write_text(rows + "\\t".join((flag("--epoch"), flag("--updates"), flag("--subset"))) + "\\n")
+    elif arguments[0] == "report":
+        Path(arguments[1], "RESULTS.md").write_text("results")
+'''
+
+PYTHON = """#!/bin/sh
+case "$2" in *corpus_bleu*) echo "${{CHECK:-0}}"; [ "${{CHECK:-0}}" -ge 0 ] 2>/dev/null; exit ;; esac
+exec {python} "$@"
+"""
+
+
+class Tree:
+    """A copy of the recipes in a folder with a space in its name, and the stand-ins' log."""
+
+    def __init__(self, folder):
+        self.root = folder / "a tree"
+        self.calls_log = folder / "calls.jsonl"
+        bin_folder = folder / "bin"
+        corpora = self.root / "recipes" / "corpora"
+        bin_folder.mkdir()
+        corpora.mkdir(parents=True)
+        for path in (ROOT / "recipes").iterdir():
+            if path.is_file():
+                shutil.copy(path, self.root / "recipes")
+        for name in ("iwslt14", "libreoffice_help", "grammar"):
+            (corpora / f"{name}.py").write_text(CORPUS_SCRIPT, encoding="utf-8")
+        (self.root / "fairseq_lnplugin").symlink_to(ROOT / "fairseq_lnplugin")
+        for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln"):
+            path = bin_folder / name
+            path.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        # the real Python, but the check of the environment, which imports torch, ends as CHECK says: how many GPUs there are
+        (bin_folder / "python").write_text(PYTHON.format(python=shlex.quote(sys.executable)))
+        (bin_folder / "python").chmod(0o755)
+        self.environment = {
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(folder),
+            "STAND_IN_LOG": str(self.calls_log),
+            "IWSLT14": str(folder),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, recipe, *arguments, **settings):
+        """Run a recipe; a finished process with its stdout and stderr."""
+        return subprocess.run(
+            ["bash", f"recipes/{recipe}.sh", *arguments],
+            cwd=self.root,
+            env=self.environment | settings,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    def calls(self, program):
+        """Arguments of every call of a program so far."""
+        if not self.calls_log.exists():
+            return []
+        lines = [json.loads(line) for line in self.calls_log.read_text(encoding="utf-8").splitlines()]
+        return [line[1:] for line in lines if line[0] == program]
+
+    def only(self, recipe="iwslt14", run="iwslt14-pre-adam-lr5e-4-step", *arguments, **settings):
+        """One run of the smoke preset."""
+        return self.run(recipe, "--only", run, *arguments, **{"PRESET": "smoke"} | settings)
+
+    def folder(self, run="iwslt14-pre-adam-lr5e-4-step", study="iwslt14-smoke", seed=1):
+        """A run folder."""
+        return self.root / "runs" / study / run / f"seed{seed}"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A fresh copy of the recipes."""
+    return Tree(tmp_path)
+
+
+def table(name):
+    """Rows of a table in recipes/ as dictionaries; '-' is empty."""
+    lines = [line for line in (ROOT / "recipes" / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [{key: "" if value == "-" else value for key, value in row.items()} for row in csv.DictReader(lines, delimiter="\t")]
+
+
+def flags(command):
+    """The flags of a command line given as text or as a list, as a dictionary; positional arguments under ''."""
+    words = shlex.split(command) if isinstance(command, str) else command
+    result, name = {"": []}, ""
+    for word in words:
+        if word.startswith("--"):
+            name = word
+            result[name] = ""
+        elif name:
+            result[name], name = word, ""
+        else:
+            result[""].append(word)
+    return result
+
+
+def printed(tree, program, *arguments, **settings):
+    """Flags of each command of a program that a dry run of iwslt14.sh prints, by the last folder but one of --save-dir."""
+    result = tree.run("iwslt14", "--dry-run", *arguments, **settings)
+    assert result.returncode == 0, result.stderr
+    return [flags(line) for line in result.stdout.splitlines() if shlex.split(line)[0] == program]
+
+
+# -- the tables --
+
+
+def test_rows_of_a_figure_differ_only_in_the_columns_that_the_figure_studies():
+    """All but these columns is one value within a figure; figures 2 and 6 are about Post-LN alone."""
+    studied = {
+        "2": {"optimizer", "lr", "schedule", "warmup_updates", "decay"},
+        "4": {"ln_position", "optimizer", "schedule", "warmup_updates", "hold_epochs", "decay", "decay_factor"},
+        "6": set(),
+    }
+    free = {"figure", "run", "paper_bleu", "note"}
+    rows = [row for row in table("runs.tsv") if row["study"] == "iwslt14"]
+    for figure, columns in studied.items():
+        members = [row for row in rows if figure in row["figure"].split(",")]
+        assert members
+        for column in set(rows[0]) - free - columns:
+            assert len({row[column] for row in members}) == 1, (figure, column)
+
+
+def test_every_run_is_named_after_its_settings_and_stands_once():
+    """study-position-optimizer-lrX-schedule."""
+    rows = table("runs.tsv")
+    assert len({row["run"] for row in rows}) == len(rows)
+    for row in rows:
+        endings = {"linear": "linear", "step": "step", "none": "held"}
+        ending = f"warmup{row['warmup_updates']}" if row["warmup_updates"] else endings[row["decay"]]
+        assert row["run"] == f"{row['study']}-{row['ln_position']}-{row['optimizer']}-lr{row['lr']}-{ending}"
+
+
+def test_figure_2_has_every_pair_of_rate_and_warm_up_of_the_paper():
+    """Adam: 5e-4, 1e-3 with T = 4000, 500, 1, and the held reading; SGD: 5e-3, 1e-3 with T = 4000, 1, and the held reading."""
+    rows = [row for row in table("runs.tsv") if "2" in row["figure"].split(",")]
+    adam = {(row["lr"], row["warmup_updates"]) for row in rows if row["optimizer"] == "adam"}
+    sgd = {(row["lr"], row["warmup_updates"]) for row in rows if row["optimizer"] == "sgd"}
+    assert adam == {(lr, warmup) for lr in ("5e-4", "1e-3") for warmup in ("4000", "500", "1", "")}
+    assert sgd == {(lr, warmup) for lr in ("5e-3", "1e-3") for warmup in ("4000", "1", "")}
+    assert {row["ln_position"] for row in rows} == {"post"}
+
+
+def test_radam_always_has_linear_decay():
+    """Section 4: linear decay for RAdam, as Liu et al. 2019; with 1/sqrt(t) Post-LN does not train."""
+    assert {row["decay"] for row in table("runs.tsv") if row["optimizer"] == "radam"} == {"linear"}
+
+
+def test_a_preset_has_no_column_that_says_how_to_train():
+    """Presets hold sizes, lengths and the number format."""
+    methods = {"ln_position", "optimizer", "lr", "schedule", "decay", "dropout", "label_smoothing"}
+    assert not methods & set(table("presets.tsv")[0])
+
+
+# -- what is run --
+
+
+def test_figure_4_trains_the_four_runs_with_the_settings_of_appendix_a1(tree):
+    """512/1024/4, dropout 0.1, label smoothing 0.1, 4096 tokens, Adam (0.9, 0.98), lr 5e-4, 15 epochs, all sentences."""
+    commands = printed(tree, "fairseq-train", PRESET="paper")
+    assert len(commands) == 4
+    for command in commands:
+        assert command["--arch"] == "transformer_ln_study_iwslt_de_en"
+        assert (command["--dropout"], command["--label-smoothing"]) == ("0.1", "0.1")
+        assert command["--criterion"].endswith("label_smoothed_cross_entropy")
+        assert (command["--max-tokens"], command["--update-freq"], command["--distributed-world-size"]) == ("4096", "1", "1")
+        assert command["--adam-betas"] == "(0.9,0.98)"
+        assert (command["--lr"], command["--max-epoch"], command["--weight-decay"]) == ("5e-4", "15", "0.0")
+        assert (command["--compute-dtype"], command["--weight-init"]) == ("float32", "xavier_uniform")
+        assert command["--required-batch-size-multiple"] == "1"
+        assert command["--user-dir"] == "fairseq_lnplugin"
+
+
+def test_figure_4_has_post_ln_with_warm_up_and_the_other_three_without(tree):
+    """Post Adam 4000; Post RAdam linear; Pre Adam held 7 epochs then times 0.1; Pre RAdam linear."""
+    commands = printed(tree, "fairseq-train", PRESET="paper")
+    kinds = [(c["--ln-position"], c["--optimizer"].removeprefix("fused_"), c["--lr-scheduler"]) for c in commands]
+    assert kinds == [
+        ("post", "adam", "warmup_inverse_sqrt"),
+        ("post", "radam", "no_warmup"),
+        ("pre", "adam", "no_warmup"),
+        ("pre", "radam", "no_warmup"),
+    ]
+    assert commands[0]["--warmup-updates"] == "4000"
+    assert [c.get("--decay") for c in commands] == [None, "linear", "step", "linear"]
+    assert (commands[2]["--hold-epochs"], commands[2]["--decay-factor"]) == ("7", "0.1")
+
+
+def test_decoding_uses_beam_5_and_length_penalty_1_2_and_drops_no_sentence(tree):
+    """Appendix A.1, and fairseq's --required-batch-size-multiple."""
+    for command in printed(tree, "fairseq-generate", PRESET="paper"):
+        assert (command["--beam"], command["--lenpen"], command["--required-batch-size-multiple"]) == ("5", "1.2", "1")
+        assert "--remove-bpe" in command
+
+
+def test_preset_cpu_scales_the_warm_up_and_leaves_a_warm_up_of_one_alone(tree):
+    """4000 x 0.25 and 500 x 0.25; 1 means none at any length."""
+    commands = printed(tree, "fairseq-train", "--figure", "2", PRESET="cpu")
+    assert {command["--warmup-updates"] for command in commands if "--warmup-updates" in command} == {"1000", "125", "1"}
+
+
+def test_a_shorter_run_is_held_for_the_same_share_of_its_epochs(tree):
+    """7 of 15 epochs are 2 of 5."""
+    commands = printed(tree, "fairseq-train", PRESET="paper", MAX_EPOCH="5")
+    assert (commands[2]["--max-epoch"], commands[2]["--hold-epochs"]) == ("5", "2")
+
+
+def test_several_workers_share_the_tokens_of_an_update(tree):
+    """4096 tokens in all: 2 workers x 2 micro-batches x 1024."""
+    settings = {"LAUNCH": "launcher -n 2", "WORKERS": "2", "UPDATE_FREQ": "2"}
+    commands = printed(tree, "launcher", PRESET="paper", **settings)
+    for command in commands:
+        assert (command["--max-tokens"], command["--update-freq"], command["--distributed-world-size"]) == ("1024", "2", "2")
+
+
+def test_dry_run_makes_nothing(tree):
+    """No program is called, no file is written."""
+    result = tree.run("quickstart", "--dry-run")
+    assert result.returncode == 0
+    assert not tree.calls_log.exists()
+    assert not (tree.root / "runs").exists() and not (tree.root / "data").exists()
+
+
+def test_linear_decay_ends_with_the_last_update(tree):
+    """--total-updates is epochs times updates of an epoch, those of a greedy packing of 1,024 tokens, longest side first."""
+    tree.only(run="iwslt14-pre-radam-lr5e-4-linear")
+    lengths = sorted(2 + 1 + n % 9 for n in range(400))  # words of both sides and the end mark
+    batches, size = 1, 0
+    for length in lengths:
+        size += 1
+        if size * length > 1024:
+            batches, size = batches + 1, 1
+    assert flags(tree.calls("fairseq-train")[0])["--total-updates"] == str(2 * batches)
+
+
+# -- the run folder, second starts --
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tree in which one run is done, in a POSIX locale, and what the recipe said."""
+    tree = Tree(tmp_path_factory.mktemp("finished"))
+    return tree, tree.only(LC_ALL="POSIX")
+
+
+def test_a_recipe_works_in_a_folder_with_a_space_and_in_the_posix_locale(finished):
+    """Ends with status 0, and the umlauts of the translations are whole."""
+    tree, result = finished
+    assert result.returncode == 0, result.stderr
+    assert "grüß" in (tree.folder() / "decode" / "epoch2.test.shard0.txt").read_text(encoding="utf-8")
+
+
+def test_a_run_folder_holds_what_the_report_reads(finished):
+    """Settings, command, environment, log, scores, seconds, stamp."""
+    tree, _ = finished
+    names = {path.name for path in tree.folder().iterdir()}
+    assert names >= {"settings.tsv", "command.txt", "environment.json", "train.log", "scores.tsv", "wall_seconds", "done"}
+    assert flags((tree.folder() / "command.txt").read_text())["--save-dir"].endswith("seed1/checkpoints")
+
+
+def test_settings_name_every_setting_of_the_run(finished):
+    """The names of the contract, in two columns; what does not apply is empty."""
+    tree, _ = finished
+    settings = dict(line.split("\t") for line in (tree.folder() / "settings.tsv").read_text().splitlines())
+    expected = """study run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr schedule
+        warmup_updates hold_epochs hold_updates decay decay_factor dropout label_smoothing max_tokens update_freq max_epoch max_update seed"""
+    assert list(settings) == expected.split()
+    assert (settings["data"], settings["pairs"], settings["warmup_updates"]) == ("stand-in", "400", "")
+
+
+def test_the_last_and_the_best_epoch_are_scored_on_the_whole_test_set(finished):
+    """Every epoch on the first sentences of valid (test1), the best (1, by validation loss) and the last (2) on test."""
+    tree, _ = finished
+    rows = [line.split("\t") for line in (tree.folder() / "scores.tsv").read_text().splitlines()[1:]]
+    assert rows == [["1", "10", "test1"], ["1", "10", "test"], ["2", "20", "test1"], ["2", "20", "test"]]
+
+
+def test_scores_come_from_the_text_that_was_decoded(finished):
+    """The reference has as many lines as the preset holds out, and lower-case where the corpus is."""
+    tree, _ = finished
+    scores = [call for call in tree.calls("fairseq-ln") if call[0] == "score"]
+    for call in scores:
+        assert len((tree.root / flags(call)["--reference"]).read_text().splitlines()) == 100
+        assert "--lowercase" in call
+
+
+def test_shards_are_counted_from_0_and_all_there(finished):
+    """Ranks 0..n-1 of a world of n, for each decoded subset."""
+    tree, _ = finished
+    calls = [flags(call) for call in tree.calls("fairseq-generate")]
+    for subset in ("test", "test1"):
+        mine = [call for call in calls if call["--gen-subset"] == subset and call["--path"].endswith("checkpoint1.pt")]
+        assert sorted(int(call["--distributed-rank"]) for call in mine) == list(range(len(mine)))
+        assert {call["--distributed-world-size"] for call in mine} == {str(len(mine))}
+
+
+def test_a_second_start_does_nothing_and_says_so(finished):
+    """No program of fairseq is called again."""
+    tree, _ = finished
+    before = [len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")]
+    result = tree.only()
+    assert "nothing to do" in result.stderr
+    assert before == [
+        len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")
+    ]
+
+
+def test_a_run_folder_made_with_other_settings_is_refused_by_naming_the_two(finished):
+    """The flag in both versions, and what to delete."""
+    tree, _ = finished
+    result = tree.only(COMPUTE_DTYPE="bfloat16")
+    assert result.returncode == 1
+    message = result.stderr.splitlines()[-1]
+    assert "there: --compute-dtype float32; now: --compute-dtype bfloat16" in message
+    assert "delete runs/iwslt14-smoke/iwslt14-pre-adam-lr5e-4-step/seed1" in message
+
+
+def test_a_changed_dictionary_is_refused_before_decoding(tree):
+    """O16: the words of a model are numbers of the dictionary that it was trained with."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train")
+    dictionary = next((tree.root / "data" / "iwslt14").glob("bin*/dict.en.txt"))
+    dictionary.write_text("other 1\n")
+    result = tree.only()
+    assert result.returncode == 1 and not tree.calls("fairseq-generate")
+    assert "dictionaries" in result.stderr.splitlines()[-1]
+
+
+# -- trainings that do not end well --
+
+
+def test_a_diverged_run_is_a_result_and_the_others_go_on(tree):
+    """Its folder says after which update, with fairseq's message; all four runs are trained and reported."""
+    result = tree.run(
+        "iwslt14", PRESET="smoke", TRAIN_MODE="diverges", TRAIN_MODE_ONLY="iwslt14-post-radam-lr5e-4-linear"
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(tree.calls("fairseq-train")) == 4
+    folder = tree.folder("iwslt14-post-radam-lr5e-4-linear")
+    assert (folder / "diverged").read_text() == "6\tFloatingPointError: gradients are Nan/Inf\n"
+    assert (folder / "done").exists() and not (folder / "trained").exists()
+
+
+def test_any_other_failure_stops_with_one_sentence_that_names_the_log(tree):
+    """A full disk is no divergence."""
+    result = tree.only(TRAIN_MODE="fails")
+    assert result.returncode == 1
+    assert "RuntimeError: no space left on device" in result.stderr.splitlines()[-1]
+    assert "train.log" in result.stderr.splitlines()[-1]
+    assert not (tree.folder() / "diverged").exists()
+
+
+def test_a_killed_run_goes_on_from_the_newest_checkpoint_that_can_be_read(tree):
+    """O24: checkpoint_last.pt is cut, checkpoint1.pt is whole; the half-written file goes, and the log says what happened."""
+    assert tree.only(TRAIN_MODE="killed").returncode == 1
+    checkpoints = tree.folder() / "checkpoints"
+    assert not zipfile.is_zipfile(checkpoints / "checkpoint_last.pt")
+    result = tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "2")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint_last.pt cannot be read; going on from checkpoint1.pt" in result.stderr
+    assert "resumed" in (tree.folder() / "train.log").read_text()
+    assert not list(checkpoints.glob("*.tmp"))
+
+
+def test_a_run_without_any_readable_checkpoint_says_that_it_starts_again(tree):
+    """Never from the beginning in silence."""
+    tree.only(TRAIN_MODE="killed")
+    (tree.folder() / "checkpoints" / "checkpoint1.pt").write_bytes(b"half")
+    result = tree.only()
+    assert result.returncode == 0, result.stderr
+    assert "no checkpoint can be read; starting again from the beginning" in result.stderr
+    assert "resumed" not in (tree.folder() / "train.log").read_text()
+
+
+def test_two_jobs_train_all_runs(tree):
+    """JOBS=2: the same four commands, each once."""
+    result = tree.run("iwslt14", "--stop-stage", "train", PRESET="smoke", JOBS="2")
+    assert result.returncode == 0, result.stderr
+    assert len({flags(call)["--save-dir"] for call in tree.calls("fairseq-train")}) == len(tree.calls("fairseq-train")) == 4
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tree):
+    """The lock in the run folder is held; a killed start may leave its fairseq-train running."""
+    if shutil.which("flock") is None:
+        pytest.skip("this system has no flock")
+    folder = tree.folder()
+    folder.mkdir(parents=True)
+    with subprocess.Popen(["flock", str(folder / "lock"), "sleep", "100"], start_new_session=True) as holder:
+        try:
+            while subprocess.run(["flock", "-n", str(folder / "lock"), "true"]).returncode == 0:
+                pass
+            result = tree.only()
+        finally:
+            os.killpg(holder.pid, 9)
+    assert result.returncode == 1 and not tree.calls("fairseq-train")
+    assert "is being trained by another process" in result.stderr.splitlines()[-1]
+
+
+def test_an_environment_that_does_not_work_stops_before_training(tree):
+    """One sentence with what Python said."""
+    result = tree.only(CHECK="ImportError: no torch")
+    assert result.returncode == 1 and not tree.calls("fairseq-train")
+    assert "does not work (ImportError: no torch)" in result.stderr.splitlines()[-1]
+
+
+def test_progress_names_the_run_its_epoch_and_its_place_among_all(tree):
+    """For example: run 2 of 4, NAME, seed 1: epoch 1 of 2."""
+    result = tree.run("iwslt14", "--stop-stage", "train", PRESET="smoke")
+    assert "run 2 of 4, iwslt14-post-radam-lr5e-4-linear, seed 1: epoch 1 of 2" in result.stderr
+
+
+def test_with_gpus_there_are_as_many_shards_of_decoding(tree):
+    """Two GPUs: two shards, whatever the number of cores."""
+    tree.only(CHECK="2")
+    calls = [flags(call) for call in tree.calls("fairseq-generate")]
+    assert {call["--distributed-world-size"] for call in calls} == {"2"}
+
+
+# -- the corpus --
+
+
+def test_quickstart_takes_the_grammar_corpus_and_says_so_when_no_packages_are_to_be_had(tree):
+    """Exit status 3 of libreoffice_help.py; a study stays with the corpus that it began with."""
+    result = tree.only("quickstart", "quickstart-pre-adam-lr1e-3-held", NO_CORPUS="libreoffice_help.py")
+    assert result.returncode == 0, result.stderr
+    assert "MADE UP" in result.stderr
+    assert len(tree.calls("grammar.py")) == 1
+    assert flags(tree.calls("fairseq-train")[0])[""] == ["data/grammar/bin-train400-heldout100"]
+    assert "nothing to do" in tree.only("quickstart", "quickstart-pre-adam-lr1e-3-held").stderr
+
+
+def test_uneven_text_is_refused_before_it_is_binarized(tree):
+    """O13: the two sides have as many lines, and at least one."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--dry-run")
+    script = tree.root / "recipes" / "corpora" / "iwslt14.py"
+    script.write_text(CORPUS_SCRIPT + '\n(out / "bpe" / "valid.en").write_text("")\n', encoding="utf-8")
+    result = tree.only()
+    assert result.returncode == 1 and not tree.calls("fairseq-preprocess")
+    assert "0 of en" in result.stderr.splitlines()[-1]
+
+
+def test_official_dictionaries_are_used_where_the_corpus_has_them(tree):
+    """Both or neither: --srcdict and --tgtdict."""
+    script = tree.root / "recipes" / "corpora" / "iwslt14.py"
+    extra = '\nfor lang in ("de", "en"):\n    (out / "bpe" / f"dict.{lang}.txt").write_text("w 1")\n'
+    script.write_text(CORPUS_SCRIPT + extra, encoding="utf-8")
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "prepare")
+    command = flags(tree.calls("fairseq-preprocess")[0])
+    assert (command["--srcdict"], command["--tgtdict"]) == (
+        "data/iwslt14/bpe/dict.de.txt",
+        "data/iwslt14/bpe/dict.en.txt",
+    )
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        ((), {"PRESET": "huge"}, "unknown preset 'huge'; choose PRESET from paper, cpu, smoke"),
+        (("--figure", "3"), {}, "there is no figure '3'; choose from 2, 4, 6, all"),
+        (("--only", "nothing"), {}, "there is no run 'nothing'; choose --only from iwslt14-post-adam"),
+        (("--stage", "5"), {}, "there is no stage '5'; choose from 1=prepare"),
+        (("--stage", "3", "--stop-stage", "2"), {}, "--stop-stage 2 lies before --stage 3"),
+        (("--fast",), {}, "unknown argument '--fast'"),
+        (("--only",), {}, "--only needs a value"),
+        (("--seeds", "one"), {}, "SEEDS holds 'one'"),
+        ((), {"JOBS": "0"}, "JOBS must be a whole number from 1 on"),
+        ((), {"COMPUTE_DTYPE": "float16"}, "COMPUTE_DTYPE must be float32 or bfloat16"),
+        ((), {"UPDATE_FREQ": "3"}, "4096 tokens an update cannot be divided"),
+        ((), {"WORKERS": "2"}, "WORKERS=2 needs LAUNCH"),
+        ((), {"LAUNCH": "srun"}, "LAUNCH needs WORKERS"),
+        ((), {"IWSLT14": ""}, "IWSLT14 is not set"),
+        ((), {"IWSLT14": "/nowhere/de-en.tgz"}, "IWSLT14=/nowhere/de-en.tgz does not exist"),
+        (("--stage", "train"), {}, "has no corpus.json; start with stage 1"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_sentence(tree, arguments, settings, sentence):
+    """Non-zero, the value and the choices named, nothing done."""
+    result = tree.run("iwslt14", *arguments, **settings)
+    assert result.returncode == 1
+    assert sentence in result.stderr.splitlines()[-1]
+    assert not tree.calls_log.exists()
+
+
+# -- the environment --
+
+
+def set_up(folder, python, path):
+    """Run environment.sh in a copy of what it reads, with a Python of our choice and a PATH without fairseq."""
+    root = folder / "clone"
+    if not root.exists():
+        (root / "recipes").mkdir(parents=True)
+        for name in ("environment.sh", "constraints.txt"):
+            shutil.copy(ROOT / "recipes" / name, root / "recipes")
+        for name in ("setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, root)
+    return subprocess.run(
+        ["bash", str(root / "recipes" / "environment.sh")],
+        env={"PATH": path, "PYTHON": str(python), "PIP_CALLS": str(folder / "pip.txt")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+FAKE_PYTHON = """#!/bin/bash
+# a Python 3.11 whose venv module copies this file, and whose pip records its arguments (and fails on PIP_FAILS)
+case "$*" in
+  *version_info*) echo 3.11 ;;
+  *"-m venv"*)
+    bin=${@: -1}/bin
+    mkdir -p "$bin" && cp "$0" "$bin/python" && echo "PATH='$bin':\\$PATH" >"$bin/activate" ;;
+  *"-m pip"*)
+    printf '%s\\n' "${*: -2}" >>"$PIP_CALLS"
+    [[ ! -e $PIP_CALLS.fails || $* != *fairseq-fixed* ]] || { echo "no compiler"; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """A stand-in for Python 3.11, and a PATH of the system's programs where `python` is of no use."""
+    for name, text in (("python3.11", FAKE_PYTHON), ("python", "#!/bin/sh\nexit 1\n"), ("c++", "#!/bin/sh\n")):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    return tmp_path / "bin" / "python3.11", f"{tmp_path / 'bin'}:/usr/bin:/bin"
+
+
+def test_torch_is_installed_before_fairseq_and_fairseq_before_the_plugin(tmp_path, fake_python):
+    """Otherwise the build of fairseq brings another torch of its own."""
+    result = set_up(tmp_path, *fake_python)
+    assert result.returncode == 0, result.stderr
+    calls = (tmp_path / "pip.txt").read_text().splitlines()
+    assert [call.split()[-1] for call in calls[:3]] == ["torch", "ninja", "fairseq-fixed==0.12.3.1"]
+    assert calls[2].startswith("--no-build-isolation") and calls[3].endswith("[test,plots]")
+
+
+def test_a_second_set_up_does_nothing_and_changed_pins_install_again(tmp_path, fake_python):
+    """The stamp holds a sum of constraints.txt, setup.py and pyproject.toml."""
+    set_up(tmp_path, *fake_python)
+    set_up(tmp_path, *fake_python)
+    assert len((tmp_path / "pip.txt").read_text().splitlines()) == 4
+    with open(tmp_path / "clone" / "recipes" / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    set_up(tmp_path, *fake_python)
+    assert len((tmp_path / "pip.txt").read_text().splitlines()) == 8
+
+
+def test_a_failed_set_up_shows_why_and_the_next_one_finishes_it(tmp_path, fake_python):
+    """The end of pip's output, the log's name, a non-zero status, and no stamp."""
+    (tmp_path / "pip.txt.fails").touch()
+    result = set_up(tmp_path, *fake_python)
+    assert result.returncode == 1
+    assert "no compiler" in result.stderr and "setup.log" in result.stderr.splitlines()[-1]
+    (tmp_path / "pip.txt.fails").unlink()
+    assert set_up(tmp_path, *fake_python).returncode == 0
+
+
+def test_an_old_python_is_refused_before_any_work_naming_those_that_do(tmp_path, fake_python):
+    """O1: one sentence, no traceback."""
+    python, path = fake_python
+    python.write_text(FAKE_PYTHON.replace("echo 3.11", "echo 3.9"))
+    result = set_up(tmp_path, python, path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("is Python 3.9; give one of Python 3.11, 3.12 or 3.13")
+    assert not (tmp_path / "clone" / ".venv").exists()
+
+
+def test_every_script_is_free_of_shellcheck_warnings():
+    """Severity warning and above."""
+    scripts = [*(ROOT / "recipes").glob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run(
+        [shellcheck, "--severity", "warning", *map(str, scripts)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stdout
