@@ -83,5 +83,5 @@ def to_cache(attention, k):
 
 
 def from_cache(attention, k):
-    """fairseq's ``(batch, heads, len, head_dim)`` to ``(len, batch, embed_dim)``."""
+    """Fairseq's ``(batch, heads, len, head_dim)`` to ``(len, batch, embed_dim)``."""
     return k.permute(2, 0, 1, 3).reshape(k.size(2), k.size(0), attention.embed_dim)

@@ -27,6 +27,7 @@ def apply():
 
     Raises:
         FairseqMissingError: fairseq is not installed, or is one that cannot be imported on this Python.
+
     """
     for category, module, message in HOST_WARNINGS:
         warnings.filterwarnings("ignore", category=category, module=module, message=message)

@@ -226,7 +226,7 @@ def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
 
 
 def label_smoothed_nll(features, weight, target, epsilon, dtype):
-    """fairseq's label smoothed loss and negative log-likelihood, in nats, a row each.
+    """Fairseq's label smoothed loss and negative log-likelihood, in nats, a row each.
 
     ``features``: ``(rows, embed_dim)``, ``weight``: ``(vocab, embed_dim)``, ``target``: ``(rows,)``. The rows' losses are to be
     summed: their gradient is taken to be one number for all rows.

@@ -36,6 +36,7 @@ class FairseqFusedAdam(FairseqAdam):
 
     Raises:
         SystemExit: a flag that only fairseq's own Adam has.
+
     """
 
     def __init__(self, cfg, params):

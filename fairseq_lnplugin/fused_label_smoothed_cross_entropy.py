@@ -21,6 +21,7 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
 
     Raises:
         SystemExit: the model has an adaptive softmax, no output projection, or accuracy is asked for.
+
     """
 
     def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):

@@ -84,6 +84,7 @@ def checked_interval(cfg):
 
     Raises:
         SystemExit: it is negative, or no worker of this run ever holds the whole gradient of a matrix.
+
     """
     interval = getattr(cfg.model, "grad_norm_interval", 0) or 0
     if interval < 0:
@@ -117,6 +118,7 @@ def measure(trainer):
 
     Returns:
         list: ``(stack, layer, matrix, norm)`` in the model's order, see :func:`place`; inf or NaN on an overflow.
+
     """
     parameters = chain(
         trainer.get_model().named_parameters(),
@@ -175,6 +177,7 @@ def append_rows(path, update, norms):
 
     Raises:
         SystemExit: the file cannot be written.
+
     """
     rows = "".join(
         f"{update}\t{stack}\t{layer}\t{matrix}\t{norm:.9g}\n"  # 9 digits hold a float32
@@ -194,6 +197,7 @@ def keep_rows_until(path, num_updates):
 
     Raises:
         SystemExit: the file holds something else (it is left alone), or cannot be read or written.
+
     """
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)

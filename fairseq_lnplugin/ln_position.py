@@ -7,7 +7,6 @@ parameter of its own. Sources: Xiong et al. 2020, Table 1 and Figure 1.
 """
 
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_lnplugin import fused

@@ -62,6 +62,7 @@ def no_warmup_lr(update, epoch, settings, last_held=None):
 
     Returns:
         the learning rate (float).
+
     """
     held = epoch <= settings.hold_epochs if settings.hold_epochs else update <= max(settings.hold_updates, 1)
     if held or settings.decay == "none":  # 1 and 2
@@ -91,6 +92,7 @@ def warmup_inverse_sqrt_lr(update, lr_max, warmup_updates):
 
     Returns:
         the learning rate (float).
+
     """
     if update <= warmup_updates:  # 1
         return lr_max * update / warmup_updates
@@ -102,6 +104,7 @@ def one_lr(lr, name):
 
     Raises:
         SystemExit: several rates, or one that is not a positive number.
+
     """
     rates = list(lr) if isinstance(lr, Sequence) else [lr]
     if len(rates) != 1:
@@ -153,6 +156,7 @@ class ExactSchedule(FairseqLRScheduler):
         Returns:
             what fairseq logs beside ``num_updates``: right after an update the rate which that update used,
             otherwise (start, resume, epoch boundary, where ``--stop-min-lr`` looks) the rate just set.
+
         """
         used = self.optimizer.get_lr()
         after_an_update = num_updates == self.num_updates + 1
@@ -175,6 +179,7 @@ class ExactSchedule(FairseqLRScheduler):
 
         Raises:
             SystemExit: the state is that of another scheduler.
+
         """
         if set(state_dict) != set(self.state_dict()):
             raise SystemExit(
@@ -217,6 +222,7 @@ def no_warmup_settings(cfg):
 
     Raises:
         SystemExit: a value out of range, or flags that contradict each other.
+
     """
     lr_max, decay = one_lr(cfg.lr, "no_warmup"), str(cfg.decay)
     if decay not in DECAYS:
@@ -262,6 +268,7 @@ class NoWarmupSchedule(ExactSchedule):
 
     Raises:
         SystemExit: see :func:`no_warmup_settings`.
+
     """
 
     name = "no_warmup"
@@ -330,6 +337,7 @@ class WarmupInverseSqrtSchedule(ExactSchedule):
 
     Raises:
         SystemExit: ``--warmup-updates`` below 1.
+
     """
 
     name = "warmup_inverse_sqrt"

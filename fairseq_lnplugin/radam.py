@@ -38,6 +38,7 @@ class RAdam(torch.optim.RAdam):
         eps: added to sqrt(v).
         weight_decay: fraction of a weight, times lr, taken off at each update that moves weights.
         skip_degenerate: what :data:`DEGENERATE` calls ``skip``; False is ``sgd``.
+
     """
 
     supports_memory_efficient_fp16 = True
@@ -132,6 +133,7 @@ def betas_of(text):
 
     Raises:
         SystemExit: not two numbers in [0, 1), or a beta2 for which RAdam never takes an adaptive step.
+
     """
     try:
         beta1, beta2 = (float(beta) for beta in (ast.literal_eval(text) if isinstance(text, str) else text))
@@ -150,6 +152,7 @@ class FairseqRAdam(FairseqOptimizer):
 
     Raises:
         SystemExit: a value out of range.
+
     """
 
     def __init__(self, cfg, params):
@@ -178,6 +181,7 @@ class FairseqRAdam(FairseqOptimizer):
 
         Raises:
             SystemExit: the state is that of another optimizer; fairseq does not see this under fp16.
+
         """
         if any("skip_degenerate" not in group for group in state_dict["param_groups"]):
             raise SystemExit(

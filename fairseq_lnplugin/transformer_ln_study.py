@@ -17,7 +17,6 @@ from fairseq.models.transformer import (
     base_architecture,
 )
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-
 from torch import Tensor
 
 from fairseq_lnplugin import compat
@@ -44,7 +43,7 @@ class Encoder(TransformerEncoderBase):
     """fairseq's encoder over :class:`~fairseq_lnplugin.layers.EncoderLayer`."""
 
     def build_encoder_layer(self, cfg):
-        """fairseq's factory."""
+        """Fairseq's factory."""
         return wrapped(EncoderLayer(cfg), cfg)
 
 
@@ -52,7 +51,7 @@ class Decoder(TransformerDecoderBase):
     """fairseq's decoder over :class:`~fairseq_lnplugin.layers.DecoderLayer`."""
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        """fairseq's factory."""
+        """Fairseq's factory."""
         return wrapped(DecoderLayer(cfg, no_encoder_attn), cfg)
 
     def extract_features(
@@ -83,16 +82,17 @@ class TransformerLNStudyModel(TransformerModel):
 
     @classmethod
     def add_args(cls, parser):
-        """fairseq's flags of ``transformer`` and ours."""
+        """Fairseq's flags of ``transformer`` and ours."""
         super().add_args(parser)
         add_ln_study_args(parser)
 
     @classmethod
     def build_model(cls, args, task):
-        """fairseq's factory; says in the log what was built.
+        """Fairseq's factory; says in the log what was built.
 
         Raises:
             SystemExit: shared embeddings asked for with two dictionaries.
+
         """
         if getattr(args, "share_all_embeddings", False) and task.source_dictionary != task.target_dictionary:
             raise SystemExit(
@@ -105,12 +105,12 @@ class TransformerLNStudyModel(TransformerModel):
 
     @classmethod
     def build_encoder(cls, args, src_dict, embed_tokens):
-        """fairseq's factory."""
+        """Fairseq's factory."""
         return Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
 
     @classmethod
     def build_decoder(cls, args, tgt_dict, embed_tokens):
-        """fairseq's factory."""
+        """Fairseq's factory."""
         cfg = TransformerConfig.from_namespace(args)
         return Decoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
@@ -153,6 +153,7 @@ def fill_ln_study_args(args):
 
     Raises:
         SystemExit: a flag contradicts ``--ln-position``, or would do nothing in our layers.
+
     """
     args.ln_position = getattr(args, "ln_position", None) or "post"
     args.weight_init = getattr(args, "weight_init", None) or "xavier_uniform"

@@ -77,6 +77,7 @@ def run_fairseq_train(args, workers=1):
 
     Returns:
         SimpleNamespace: ``rc``, the exit status (of the first worker that failed), and ``log``, worker 0's output.
+
     """
     command = [sys.executable, "-m", "fairseq_cli.train", "--user-dir", ROOT / "fairseq_lnplugin", *args]
     if workers > 1:

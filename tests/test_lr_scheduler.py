@@ -218,7 +218,7 @@ def test_an_epoch_without_any_update_does_not_end_in_rate_zero():
 
 
 def test_one_warning_when_training_goes_on_at_rate_zero(caplog):
-    """total 5 and 8 updates: one warning, at update 6."""
+    """Total 5 and 8 updates: one warning, at update 6."""
     drive(no_warmup(decay="linear", total_updates=5), 8)
     assert len([r for r in caplog.records if "learning rate is 0 since update 5" in r.message]) == 1
 

@@ -1,0 +1,131 @@
+"""transformer_ln_study.py, layers.py, attention.py, fused.py: equal to the paper's Table 1 and to fairseq's transformer."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel
+from reference import logits as reference_logits
+
+from fairseq_lnplugin import fused
+from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
+from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
+
+DICTIONARY = Dictionary()
+for index in range(96):
+    DICTIONARY.add_symbol(f"w{index}")
+PAD = DICTIONARY.pad()
+TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+
+
+def build(position, **flags):
+    args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, **{"dropout": 0.0, **flags})
+    ARCH_CONFIG_REGISTRY[args.arch](args)
+    torch.manual_seed(7)
+    model = TransformerLNStudyModel.build_model(args, TASK)
+    model.flags = args
+    return model
+
+
+def stock_twin(model):
+    stock = TransformerModel.build_model(Namespace(**vars(model.flags)), TASK)
+    stock.load_state_dict(model.state_dict())
+    return stock
+
+
+@pytest.fixture
+def sample():
+    generator = torch.Generator().manual_seed(3)
+    src = torch.randint(4, 100, (5, 9), generator=generator)
+    target = torch.randint(4, 100, (5, 7), generator=generator)
+    prev = target.roll(1, 1)
+    for row in range(1, 5):
+        src[row, :row] = PAD
+        target[row, -row:] = PAD
+        prev[row, -row:] = PAD
+    net_input = {"src_tokens": src, "src_lengths": src.ne(PAD).sum(1), "prev_output_tokens": prev}
+    return {"net_input": net_input, "target": target, "ntokens": int(target.ne(PAD).sum())}
+
+
+@pytest.fixture(params=["kernels", "torch operators"])
+def operators(request, monkeypatch):
+    if request.param == "torch operators":
+        monkeypatch.setattr(fused, "kernels", None)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_logits_equal_the_papers_table_1(position, sample, operators):
+    """Table 1, both positions, against tests/reference.py at target positions."""
+    model = build(position).eval()
+    inputs = sample["net_input"]
+    ours = model(**inputs)[0]
+    paper = reference_logits(
+        dict(model.state_dict()), inputs["src_tokens"], inputs["prev_output_tokens"], layers=2, heads=2, position=position, pad=PAD
+    )
+    real = sample["target"].ne(PAD)
+    torch.testing.assert_close(ours[real], paper[real], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_loss_and_every_gradient_equal_stock_fairseqs(position, sample, operators):
+    """The same weights, dropout 0: loss and gradients to float rounding."""
+    model = build(position)
+    stock = stock_twin(model)
+    ours, _, _ = FusedLabelSmoothedCrossEntropy(TASK, False, 0.1)(model.train(), sample)
+    theirs, _, _ = LabelSmoothedCrossEntropyCriterion(TASK, False, 0.1)(stock.train(), sample)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    gradients = {name: parameter.grad for name, parameter in stock.named_parameters()}
+    for name, parameter in model.named_parameters():
+        error = (parameter.grad - gradients[name]).norm()
+        assert error <= 1e-5 * gradients[name].norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_incremental_decoding_equals_full_decoding(position, sample, operators):
+    """Token by token with fairseq's incremental state, against all positions at once."""
+    model = build(position).eval()
+    prev = sample["net_input"]["prev_output_tokens"]
+    with torch.no_grad():
+        encoder_out = model.encoder.forward_torchscript(sample["net_input"])
+        state = {}
+        steps = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))]
+        full = model.decoder(prev, encoder_out)[0]
+    real = prev.ne(PAD)
+    torch.testing.assert_close(torch.cat(steps, 1)[real], full[real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_the_model_compiles_with_torchscript_and_computes_the_same(position, sample):
+    """As far as fairseq's own transformer does."""
+    model = build(position).eval()
+    scripted = torch.jit.script(model)
+    torch.testing.assert_close(scripted(**sample["net_input"])[0], model(**sample["net_input"])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("position, final_norms", [("pre", 2), ("post", 0)])
+def test_only_pre_ln_ends_each_stack_in_one_more_norm(position, final_norms):
+    """Table 1: the final LN belongs to Pre-LN."""
+    names = [name for name, _ in build(position).named_parameters() if name.endswith("r.layer_norm.weight")]
+    assert len(names) == final_norms
+
+
+def test_a_flag_that_contradicts_the_position_is_refused_in_one_sentence():
+    """--encoder-normalize-before with Post-LN."""
+    with pytest.raises(SystemExit, match="--encoder-normalize-before contradicts --ln-position post"):
+        build("post", encoder_normalize_before=True)
+
+
+def test_kernel_dropout_has_its_rate_and_keeps_the_mean():
+    """A fraction p is dropped, and the mean of what is left is scaled back, within 5 standard errors."""
+    if fused.kernels is None:
+        pytest.skip("the C++ kernels are not built here")
+    y = torch.ones(1000, 500)
+    out = fused.dropout_add(torch.zeros_like(y), y, 0.1)
+    dropped = out.eq(0).float().mean().item()
+    assert abs(dropped - 0.1) < 5 * (0.09 / y.numel()) ** 0.5 + 1e-5
+    assert abs(out.mean().item() - 1) < 5 * (0.1 / 0.9 / y.numel()) ** 0.5
