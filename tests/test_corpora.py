@@ -220,11 +220,14 @@ def test_test_lines_are_never_dropped(raw, tmp_path):
 
 
 def test_a_line_of_too_many_subwords_leaves_train_before_it_can_stop_a_training(raw, tmp_path):
-    """One word of 1,200 letters is one word but over 1,000 subwords."""
+    """One word of 1,200 letters is one word but over 1,000 subwords; test keeps it, with a warning."""
     letters = "".join(random.Random(1).choices("bcdfghjklmnpqrstvwxz", k=1200))
     write_pairs(raw / "train", [*numbers(0, 40), (letters, letters)])
-    facts = made(tmp_path / "out", own(raw, tmp_path / "out"))
-    assert facts["pairs"]["train"] == 40
+    write_pairs(raw / "test", [*numbers(200, 9), (letters, letters)])
+    done = own(raw, tmp_path / "out")
+    facts = made(tmp_path / "out", done)
+    assert facts["pairs"] == {"train": 40, "valid": 10, "test": 10}
+    assert "1 pairs of test have more than 1000 subwords" in done.stderr
     assert facts["dropped"] == {"a side has more than 1000 subwords": 1}
 
 
@@ -431,6 +434,16 @@ def test_the_help_corpus_is_split_by_english_sentence(tmp_path):
     assert not train & valid and not train & test and not valid & test
     assert facts["also_in_train"] == {"valid": 0, "test": 0}
     assert facts["licence"] == "MPL-2.0" and "libreoffice-help-de" in facts["origin"]
+
+
+def test_a_german_sentence_with_two_translations_stays_in_one_split(tmp_path):
+    """60 German sentences with two English ones each: what would be in two splits is dropped and counted."""
+    pairs = [(german, f"{english} {ending}") for german, english in numbers(0, 60) for ending in ("one", "two")]
+    out = tmp_path / "out"
+    facts = made(out, call("libreoffice_help.py", "--out", out, "--from", help_tree(tmp_path, pairs), "--merges", "50"))
+    train, valid, test = (set(lines(out / f"{split}.de")) for split in ("train", "valid", "test"))
+    assert not train & valid and not train & test and not valid & test
+    assert facts["dropped"]["source sentence is in another split"] > 0
 
 
 def test_a_part_of_the_help_corpus_is_the_same_part_each_time(tmp_path):

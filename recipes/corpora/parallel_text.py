@@ -252,11 +252,13 @@ def segment(corpus: Corpus, codes: str) -> dict[str, list[Pair]]:
     result = {}
     for split, pairs in corpus.splits.items():
         both = [(pair, (apply(pair[0]), apply(pair[1]))) for pair in pairs]
-        if split != "test":
-            short = [item for item in both if all(line.count(" ") < MAX_SUBWORDS for line in item[1])]
-            if len(short) < len(both):
-                corpus.dropped[f"a side has more than {MAX_SUBWORDS} subwords"] += len(both) - len(short)
-            both = short
+        short = [item for item in both if all(line.count(" ") < MAX_SUBWORDS for line in item[1])]
+        if too_long := len(both) - len(short):
+            if split == "test":
+                say(f"warning: {too_long:,} pairs of test have more than {MAX_SUBWORDS} subwords; fairseq may not take them")
+            else:
+                corpus.dropped[f"a side has more than {MAX_SUBWORDS} subwords"] += too_long
+                both = short
         for number, (pair, subwords) in enumerate(both, start=1):
             if pair != tuple(map(join_subwords, subwords)):
                 raise CorpusError(f"pair {number} of {split} does not survive BPE: does it hold '@@'? {pair!r}")
