@@ -358,7 +358,7 @@ def test_fairseq_train_uses_and_logs_the_scheduled_rate(corpus, tmp_path, caplog
 
 
 def checkpoint_after(folder, update):
-    """fairseq names a checkpoint by its epoch where the update ends one."""
+    """The checkpoint after an update: fairseq names it by its epoch where the update ends one."""
     return next((path for path in folder.glob(f"checkpoint_*_{update}.pt")), folder / f"checkpoint{update // 3}.pt")
 
 
