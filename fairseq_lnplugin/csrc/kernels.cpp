@@ -16,8 +16,19 @@ using at::Tensor;
 constexpr int kLanes = 16;  // floats in a vector of 64 bytes; compilers split it where registers are narrower
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 
+typedef uint32_t UVec __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4)));
+typedef uint16_t HVec __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2)));
+
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+// bfloat16 is the upper half of a float; it is rounded to the nearest, ties to even, and NaN stays NaN
+inline Vec load(const at::BFloat16* p) {
+  return (Vec)(__builtin_convertvector(*reinterpret_cast<const HVec*>(p), UVec) << 16);
+}
+inline void store(at::BFloat16* p, Vec v) {
+  const UVec bits = (UVec)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  *reinterpret_cast<HVec*>(p) = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40u, HVec);
+}
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // ---------------------------------------------------------------------------------------------------------------- dropout
@@ -35,7 +46,7 @@ struct Dropout {
         // the rate in force is threshold / 2^16, and the scale belongs to it: the mean is exact
         scale(threshold >= 65536 ? 0.f : 65536.f / (65536.f - threshold)) {}
 
-  static uint32_t mix(uint32_t x) {
+  static UVec mix(UVec x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
     x ^= x >> 15;
@@ -43,35 +54,41 @@ struct Dropout {
     return x ^ (x >> 16);
   }
 
-  // factors[0..32) of the elements of one block of 32: 0 or scale
-  void factors(uint32_t block, float* out) const {
-#pragma GCC ivdep
-    for (int j = 0; j < kLanes; ++j) {
-      const uint32_t h = mix(mix((block * kLanes + j) ^ low) + high);
-      out[j] = (h & 0xffffu) >= threshold ? scale : 0.f;
-      out[j + kLanes] = (h >> 16) >= threshold ? scale : 0.f;
-    }
+  // factors of the elements of one block of 32, 0 or scale: the first 16 from the lower halves, the others from the upper
+  void factors(uint32_t block, Vec& first, Vec& second) const {
+    UVec lane;
+    for (int j = 0; j < kLanes; ++j) lane[j] = j;
+    const UVec h = mix(mix((block * kLanes + lane) ^ low) + high);
+    const Vec kept = Vec{} + scale;
+    first = (h & 0xffffu) >= threshold ? kept : Vec{};
+    second = (h >> 16) >= threshold ? kept : Vec{};
   }
 };
 
 constexpr int kBlock = 2 * kLanes;
 
-// out[i] = f(i, dropout factor of element first + i) for one row; rows start at a multiple of the padded row length
-// f(i, dropout factor) for the n elements of one row; every row starts with a new block
-template <typename F>
-inline void for_each_factor(const Dropout& dropout, int64_t row, int64_t n, F f) {
-  const uint32_t blocks_a_row = static_cast<uint32_t>((n + kBlock - 1) / kBlock);
-  uint32_t block = static_cast<uint32_t>(row) * blocks_a_row;
-  alignas(64) float factor[kBlock];
-  int64_t start = 0;
-  for (; start + kBlock <= n; start += kBlock) {
-    dropout.factors(block++, factor);
-#pragma GCC ivdep
-    for (int j = 0; j < kBlock; ++j) f(start + j, factor[j]);
+// out[i] = factor_i y[i] + x[i] (x may be null) for the n elements of one row; every row starts with a new block
+template <typename Y, typename Out>
+inline void dropout_row(const Dropout& dropout, int64_t row, int64_t n, const Y* y, const float* x, Out* out) {
+  uint32_t block = static_cast<uint32_t>(row) * static_cast<uint32_t>((n + kBlock - 1) / kBlock);
+  Vec first, second;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    dropout.factors(block++, first, second);
+    Vec a = first * load(y + i), b = second * load(y + i + kLanes);
+    if (x) {
+      a += load(x + i);
+      b += load(x + i + kLanes);
+    }
+    store(out + i, a);
+    store(out + i + kLanes, b);
   }
-  if (start < n) {
-    dropout.factors(block, factor);
-    for (int64_t i = start; i < n; ++i) f(i, factor[i - start]);
+  if (i < n) {
+    dropout.factors(block, first, second);
+    for (int64_t j = 0; i + j < n; ++j) {
+      const float factor = j < kLanes ? first[j] : second[j - kLanes];
+      out[i + j] = static_cast<Out>(factor * static_cast<float>(y[i + j]) + (x ? x[i + j] : 0.f));
+    }
   }
 }
 
@@ -80,27 +97,10 @@ void parallel_rows(int64_t rows, int64_t width, F f) {
   at::parallel_for(0, rows, std::max<int64_t>(1, 32768 / width), f);
 }
 
-// y without its dropped elements: the residual sum, and its gradient at the branch
-template <typename T>
-void dropout_add_rows(const float* x, const T* y, float* out, int64_t rows, int64_t n, const Dropout& dropout) {
+template <typename Y, typename Out>
+void dropout_rows(const Y* y, const float* x, Out* out, int64_t rows, int64_t n, const Dropout& dropout) {
   parallel_rows(rows, n, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* xr = x + r * n;
-      const T* yr = y + r * n;
-      float* o = out + r * n;
-      for_each_factor(dropout, r, n, [=](int64_t i, float f) { o[i] = xr[i] + f * static_cast<float>(yr[i]); });
-    }
-  });
-}
-
-template <typename T>
-void dropout_rows(const float* grad, T* out, int64_t rows, int64_t n, const Dropout& dropout) {
-  parallel_rows(rows, n, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* g = grad + r * n;
-      T* o = out + r * n;
-      for_each_factor(dropout, r, n, [=](int64_t i, float f) { o[i] = static_cast<T>(f * g[i]); });
-    }
+    for (int64_t r = begin; r < end; ++r) dropout_row(dropout, r, n, y + r * n, x ? x + r * n : nullptr, out + r * n);
   });
 }
 
@@ -118,7 +118,7 @@ Tensor dropout_add(const Tensor& x, const Tensor& y, double p, int64_t seed) {
   const int64_t n = x.size(-1), rows = x.numel() / n;
   Tensor out = at::empty_like(x);
   const Dropout dropout(p, seed);
-  FLOAT_OR_BFLOAT16(y, dropout_add_rows(x.const_data_ptr<float>(), y.const_data_ptr<scalar>(), out.data_ptr<float>(), rows, n, dropout);)
+  FLOAT_OR_BFLOAT16(y, dropout_rows(y.const_data_ptr<scalar>(), x.const_data_ptr<float>(), out.data_ptr<float>(), rows, n, dropout);)
   return out;
 }
 
@@ -126,7 +126,7 @@ Tensor dropout_backward(const Tensor& grad, at::ScalarType dtype, double p, int6
   const int64_t n = grad.size(-1), rows = grad.numel() / n;
   Tensor out = at::empty(grad.sizes(), grad.options().dtype(dtype));
   const Dropout dropout(p, seed);
-  FLOAT_OR_BFLOAT16(out, dropout_rows(grad.const_data_ptr<float>(), out.data_ptr<scalar>(), rows, n, dropout);)
+  FLOAT_OR_BFLOAT16(out, dropout_rows(grad.const_data_ptr<float>(), static_cast<const float*>(nullptr), out.data_ptr<scalar>(), rows, n, dropout);)
   return out;
 }
 
@@ -147,8 +147,9 @@ void layer_norm_rows(const float* x, const float* weight, const float* bias, flo
       for (int64_t i = 0; i < n; ++i) squares += (xr[i] - mean) * (xr[i] - mean);
       const float rstd = 1.f / std::sqrt(squares / n + eps);
       T* o = out + r * n;
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) o[i] = static_cast<T>((xr[i] - mean) * rstd * weight[i] + bias[i]);
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(o + i, (load(xr + i) - mean) * rstd * load(weight + i) + load(bias + i));
+      for (; i < n; ++i) o[i] = static_cast<T>((xr[i] - mean) * rstd * weight[i] + bias[i]);
       statistics[2 * r] = mean;
       statistics[2 * r + 1] = rstd;
     }
@@ -280,30 +281,39 @@ struct Shape {
   int64_t rows() const { return beams * tgt_len; }  // beams of one source are rows of one product
 };
 
+// n scaled elements of one row
+template <typename From, typename To>
+inline void copy_scaled(const From* from, To* to, int64_t n, float scale) {
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) store(to + d, scale * load(from + d));
+  for (; d < n; ++d) to[d] = static_cast<To>(scale * static_cast<float>(from[d]));
+}
+
 template <typename T>
 void read_rows(const T* p, const Layout& at, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, float* out) {
   for (int64_t beam = 0; beam < beams; ++beam)
-    for (int64_t t = 0; t < len; ++t) {
-      const T* from = p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim;
-      float* to = out + (beam * len + t) * s.dim;
-#pragma GCC ivdep
-      for (int64_t d = 0; d < s.head_dim; ++d) to[d] = scale * static_cast<float>(from[d]);
-    }
+    for (int64_t t = 0; t < len; ++t)
+      copy_scaled(p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim, out + (beam * len + t) * s.dim,
+                  s.head_dim, scale);
 }
 
 template <typename T>
 void write_rows(const float* from, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, T* p, const Layout& at) {
   for (int64_t beam = 0; beam < beams; ++beam)
-    for (int64_t t = 0; t < len; ++t) {
-      T* to = p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim;
-      const float* row = from + (beam * len + t) * s.dim;
-#pragma GCC ivdep
-      for (int64_t d = 0; d < s.head_dim; ++d) to[d] = static_cast<T>(scale * row[d]);
-    }
+    for (int64_t t = 0; t < len; ++t)
+      copy_scaled(from + (beam * len + t) * s.dim, p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim,
+                  s.head_dim, scale);
 }
 
 void transpose(const float* from, const Shape& s, float* to) {  // (src_len, dim) to (head_dim, src)
-  for (int64_t j = 0; j < s.src_len; ++j)
+  int64_t j = 0;
+  for (; j + kLanes <= s.src_len; j += kLanes)  // a row of `to` is written a whole vector at a time
+    for (int64_t d = 0; d < s.head_dim; ++d) {
+      Vec column;
+      for (int l = 0; l < kLanes; ++l) column[l] = from[(j + l) * s.dim + d];
+      store(to + d * s.src + j, column);
+    }
+  for (; j < s.src_len; ++j)
     for (int64_t d = 0; d < s.head_dim; ++d) to[d * s.src + j] = from[j * s.dim + d];
 }
 

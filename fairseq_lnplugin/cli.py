@@ -1,0 +1,57 @@
+"""The command ``fairseq-ln``: one table of commands, each a module with ``add_arguments(parser)`` and ``run(args)``.
+
+Only the module of the command that was asked for is imported. ``run`` returns the exit status (None is 0) and raises
+``SystemExit("fairseq-ln COMMAND: sentence")`` on what a user can put right.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+#: Command -> module and its one line of help, which stands here so that ``fairseq-ln --help`` imports none of them.
+COMMANDS = {
+    "report": ("fairseq_lnplugin.study.report", "tables and figures of a study's run folders"),
+    "score": ("fairseq_lnplugin.study.score", "BLEU of translations, as a row of a run's scores.tsv"),
+    "average": ("fairseq_lnplugin.study.average", "average the parameters of several checkpoints into one"),
+    "environment": ("fairseq_lnplugin.study.environment", "code, versions and device of this machine, as JSON"),
+    "map": ("fairseq_lnplugin.analysis.norm_map", "where every layer normalization of a model sits"),
+}
+
+
+def main(argv=None):
+    """Run one command and return its exit status.
+
+    ``argv``: what follows ``fairseq-ln`` on the command line; default: this process's.
+
+    Raises:
+        SystemExit: after --help (0), on an unknown command or flag (2), or with the command's own sentence (1).
+
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="fairseq-ln", description="Study of Pre-LN and Post-LN Transformers in fairseq.", allow_abbrev=False
+    )
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    module = None
+    for name, (path, line) in COMMANDS.items():
+        command = parsers.add_parser(name, help=line, allow_abbrev=False)
+        if argv[:1] == [name]:
+            module = importlib.import_module(path)
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        status = module.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails again
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scores, averages and reports of trained runs: what the recipes call, and what reads their run folders."""
