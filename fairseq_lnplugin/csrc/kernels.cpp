@@ -17,6 +17,7 @@ constexpr int kLanes = 16;  // floats in a vector of 64 bytes; compilers split i
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 
 typedef uint32_t UVec __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4)));
+typedef int32_t IVec __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
 typedef uint16_t HVec __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2)));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -248,23 +249,50 @@ void product(int64_t rows, int64_t cols, int64_t inner, const float* a, int64_t 
   for (; j < cols; j += kLanes) product_columns<1>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
 }
 
-// e^x for x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]
-inline float exp_nonpositive(float x) {
-  x = std::max(x, -87.f);
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float y = 1.9875691e-4f;
-  y = y * r + 1.3981999e-3f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLowest = std::numeric_limits<float>::lowest();
+
+// e^x for x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below e^-86
+inline Vec exp_nonpositive(Vec x) {
+  const Vec cut = x < -86.f ? Vec{} - 86.f : x;
+  const IVec n = __builtin_convertvector(cut * 1.44269504f - 0.5f, IVec);  // truncation rounds these to the nearest
+  const Vec whole = __builtin_convertvector(n, Vec), r = (cut - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vec y = r * 1.9875691e-4f + 1.3981999e-3f;
   y = y * r + 8.3334519e-3f;
   y = y * r + 4.1665796e-2f;
   y = y * r + 1.6666666e-1f;
   y = y * r + 0.5f;
   y = y * r * r + r + 1.f;
-  union {
-    int32_t i;
-    float f;
-  } power = {(static_cast<int32_t>(n) + 127) << 23};
-  return y * power.f;
+  return x < -86.f ? Vec{} : y * (Vec)((n + 127) << 23);
+}
+
+inline float sum_of(Vec v) {
+  float sum = 0.f;
+  for (int l = 0; l < kLanes; ++l) sum += v[l];
+  return sum;
+}
+
+inline float max_of(Vec v) {
+  float top = v[0];
+  for (int l = 1; l < kLanes; ++l) top = std::max(top, v[l]);
+  return top;
+}
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// m becomes its transpose: swap the off-diagonal halves, then those of each half, ...
+template <int W>
+inline void transpose_square(Vec* m) {
+  IVec lane, upper, lower;
+  for (int l = 0; l < kLanes; ++l) lane[l] = l;
+  upper = (lane & W) == 0 ? lane : lane - W + kLanes;
+  lower = (lane & W) == 0 ? lane + W : lane + kLanes;
+  for (int i = 0; i < kLanes; ++i)
+    if ((i & W) == 0) {
+      const Vec a = m[i], b = m[i + W];
+      m[i] = __builtin_shuffle(a, b, upper);
+      m[i + W] = __builtin_shuffle(a, b, lower);
+    }
+  if constexpr (W > 1) transpose_square<W / 2>(m);
 }
 
 // Where one operand (len, batch, embed_dim) lies in memory
@@ -305,42 +333,50 @@ void write_rows(const float* from, const Shape& s, int64_t len, int64_t beams, i
                   s.head_dim, scale);
 }
 
-void transpose(const float* from, const Shape& s, float* to) {  // (src_len, dim) to (head_dim, src)
-  int64_t j = 0;
-  for (; j + kLanes <= s.src_len; j += kLanes)  // a row of `to` is written a whole vector at a time
-    for (int64_t d = 0; d < s.head_dim; ++d) {
-      Vec column;
-      for (int l = 0; l < kLanes; ++l) column[l] = from[(j + l) * s.dim + d];
-      store(to + d * s.src + j, column);
+void transpose(const float* from, const Shape& s, float* to) {  // (src, dim) to (dim, src)
+  Vec square[kLanes];
+  for (int64_t j = 0; j < s.src; j += kLanes)
+    for (int64_t d = 0; d < s.dim; d += kLanes) {
+      for (int l = 0; l < kLanes; ++l) square[l] = load(from + (j + l) * s.dim + d);
+      transpose_square<kLanes / 2>(square);
+      for (int l = 0; l < kLanes; ++l) store(to + (d + l) * s.src + j, square[l]);
     }
-  for (; j < s.src_len; ++j)
-    for (int64_t d = 0; d < s.head_dim; ++d) to[d * s.src + j] = from[j * s.dim + d];
+}
+
+// What is added to the scores: attn_mask (or 0) with -inf in the padded columns, (tgt_len, src)
+std::vector<float> padded_mask(const Shape& s, const std::optional<Tensor>& attn_mask) {
+  std::vector<float> mask(s.tgt_len * s.src, -kInfinity);
+  const float* from = attn_mask ? attn_mask->const_data_ptr<float>() : nullptr;
+  for (int64_t t = 0; t < s.tgt_len; ++t)
+    for (int64_t j = 0; j < s.src_len; ++j) mask[t * s.src + j] = from ? from[t * s.src_len + j] : 0.f;
+  return mask;
+}
+
+// The same of one sentence's pads, (src): pads may be null
+void padded_pads(const Shape& s, const bool* pads, float* out) {
+  for (int64_t j = 0; j < s.src_len; ++j) out[j] = pads && pads[j] ? -kInfinity : 0.f;
 }
 
 // softmax(q k^T + masks) of one sentence and head; q is scaled already
-void probabilities(const Shape& s, const float* q, const float* k_transposed, const float* attn_mask, const bool* pads, float* probs) {
+void probabilities(const Shape& s, const float* q, const float* k_transposed, const float* mask, const float* pads, float* probs) {
   product(s.rows(), s.src, s.head_dim, q, s.dim, 1, k_transposed, s.src, probs, s.src);
   for (int64_t r = 0; r < s.rows(); ++r) {
     float* p = probs + r * s.src;
-    if (attn_mask) {
-      const float* mask = attn_mask + (r % s.tgt_len) * s.src_len;
-      for (int64_t j = 0; j < s.src_len; ++j) p[j] += mask[j];
+    const float* m = mask + (r % s.tgt_len) * s.src;
+    Vec tops = Vec{} + kLowest, sums = {};
+    for (int64_t j = 0; j < s.src; j += kLanes) {
+      const Vec score = load(p + j) + load(m + j) + load(pads + j);
+      store(p + j, score);
+      tops = max(tops, score);
     }
-    if (pads)
-      for (int64_t j = 0; j < s.src_len; ++j) p[j] = pads[j] ? -std::numeric_limits<float>::infinity() : p[j];
-    float top = -std::numeric_limits<float>::max(), sum = 0.f;
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < s.src_len; ++j) top = std::max(top, p[j]);
-    // a masked score is -inf: its exponential, cut off at e^-87, is 0 in float beside a sum of at least 1
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < s.src_len; ++j) {
-      const float e = p[j] - top < -86.f ? 0.f : exp_nonpositive(p[j] - top);
-      p[j] = e;
-      sum += e;
+    const float top = max_of(tops);
+    for (int64_t j = 0; j < s.src; j += kLanes) {
+      const Vec e = exp_nonpositive(load(p + j) - top);
+      store(p + j, e);
+      sums += e;
     }
-    const float scale = 1.f / sum;
-    for (int64_t j = 0; j < s.src_len; ++j) p[j] *= scale;
-    for (int64_t j = s.src_len; j < s.src; ++j) p[j] = 0.f;
+    const float scale = 1.f / sum_of(sums);
+    for (int64_t j = 0; j < s.src; j += kLanes) store(p + j, load(p + j) * scale);
   }
 }
 
@@ -349,14 +385,13 @@ void softmax_backward(const Shape& s, const float* probs, float* slopes) {
   for (int64_t r = 0; r < s.rows(); ++r) {
     float* slope = slopes + r * s.src;
     const float* p = probs + r * s.src;
-    float mean = 0.f;
-#pragma omp simd reduction(+ : mean)
-    for (int64_t j = 0; j < s.src; ++j) mean += slope[j] * p[j];
-    for (int64_t j = 0; j < s.src; ++j) slope[j] = p[j] * (slope[j] - mean);
+    Vec means = {};
+    for (int64_t j = 0; j < s.src; j += kLanes) means += load(slope + j) * load(p + j);
+    const float mean = sum_of(means);
+    for (int64_t j = 0; j < s.src; j += kLanes) store(slope + j, load(p + j) * (load(slope + j) - mean));
   }
 }
 
-const float* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 const bool* row_or_null(const std::optional<Tensor>& t, int64_t row) { return t ? t->const_data_ptr<bool>() + row * t->size(1) : nullptr; }
 
 // Sentences and heads are independent: one task each
@@ -371,20 +406,22 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t head
   const Layout at_q(q), at_k(k), at_v(v);
   Tensor out = at::empty(q.sizes(), q.options());
   const Layout at_out(out);
-  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim)), *mask = data_or_null(attn_mask);
+  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim));
+  const std::vector<float> mask = padded_mask(s, attn_mask);
   FLOAT_OR_BFLOAT16(q, {
     const scalar *qp = q.const_data_ptr<scalar>(), *kp = k.const_data_ptr<scalar>(), *vp = v.const_data_ptr<scalar>();
     scalar* op = out.data_ptr<scalar>();
     for_each_head(s, [&](int64_t begin, int64_t end) {
       std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), kt(s.dim * s.src), vs(s.src * s.dim), probs(s.rows() * s.src),
-          result(s.rows() * s.dim);
+          result(s.rows() * s.dim), at_pads(s.src);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / s.heads, h = i % s.heads;
         read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
         read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
         read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
+        padded_pads(s, row_or_null(pads, b), at_pads.data());
         transpose(ks.data(), s, kt.data());
-        probabilities(s, qs.data(), kt.data(), mask, row_or_null(pads, b), probs.data());
+        probabilities(s, qs.data(), kt.data(), mask.data(), at_pads.data(), probs.data());
         product(s.rows(), s.dim, s.src_len, probs.data(), s.src, 1, vs.data(), s.dim, result.data(), s.dim);
         write_rows(result.data(), s, s.tgt_len, s.beams, b, h, 1.f, op, at_out);
       }
@@ -399,7 +436,8 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
                         Tensor grad_v) {
   const Shape s(q, k, heads);
   const Layout at_q(q), at_k(k), at_v(v), at_grad(grad), at_gq(grad_q), at_gk(grad_k), at_gv(grad_v);
-  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim)), *mask = data_or_null(attn_mask);
+  const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim));
+  const std::vector<float> mask = padded_mask(s, attn_mask);
   FLOAT_OR_BFLOAT16(q, {
     const scalar *qp = q.const_data_ptr<scalar>(), *kp = k.const_data_ptr<scalar>(), *vp = v.const_data_ptr<scalar>(),
                  *gp = grad.const_data_ptr<scalar>();
@@ -407,15 +445,16 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
     for_each_head(s, [&](int64_t begin, int64_t end) {
       const int64_t long_side = std::max(s.rows(), s.src);
       std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), vs(s.src * s.dim), transposed(s.dim * s.src), gs(s.rows() * s.dim),
-          probs(s.rows() * s.src), slopes(s.rows() * s.src), result(long_side * s.dim);
+          probs(s.rows() * s.src), slopes(s.rows() * s.src), result(long_side * s.dim), at_pads(s.src);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / s.heads, h = i % s.heads;
         read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
         read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
         read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
         read_rows(gp, at_grad, s, s.tgt_len, s.beams, b, h, 1.f, gs.data());
+        padded_pads(s, row_or_null(pads, b), at_pads.data());
         transpose(ks.data(), s, transposed.data());
-        probabilities(s, qs.data(), transposed.data(), mask, row_or_null(pads, b), probs.data());
+        probabilities(s, qs.data(), transposed.data(), mask.data(), at_pads.data(), probs.data());
         // gradient at v: P^T g
         product(s.src_len, s.dim, s.rows(), probs.data(), 1, s.src, gs.data(), s.dim, result.data(), s.dim);
         write_rows(result.data(), s, s.src_len, 1, b, h, 1.f, gv, at_gv);
@@ -437,24 +476,34 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
 // Label smoothed loss of rows of logits (float), and its gradient at them written over them.
 
 void label_smoothed_row(float* z, int64_t n, int64_t target, float epsilon, float smooth, float* loss, float* nll) {
-  float top = -std::numeric_limits<float>::max(), sum = 0.f, total = 0.f;
-#pragma omp simd reduction(max : top) reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) {
-    top = std::max(top, z[i]);
-    total += z[i];
-  }
+  const int64_t whole = n / kLanes * kLanes, rest = n - whole;  // the rest goes through a vector of its own
   const float at_target = z[target], hit = 1.f - epsilon - smooth;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
-    z[i] = exp_nonpositive(z[i] - top);
-    sum += z[i];
+  Vec tops = Vec{} + kLowest, totals = {}, sums = {}, tail = Vec{} - kInfinity;
+  float total = 0.f;
+  for (int64_t l = 0; l < rest; ++l) {
+    tail[l] = z[whole + l];
+    total += z[whole + l];
   }
-  const float log_sum = top + std::log(sum), scale = 1.f / sum;
+  tops = max(tops, tail);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vec x = load(z + i);
+    tops = max(tops, x);
+    totals += x;
+  }
+  const float top = max_of(tops);
+  total += sum_of(totals);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vec e = exp_nonpositive(load(z + i) - top);
+    store(z + i, e);
+    sums += e;
+  }
+  tail = exp_nonpositive(tail - top);
+  const float sum = sum_of(sums + tail), log_sum = top + std::log(sum), scale = 1.f / sum;
   *nll = log_sum - at_target;
   *loss = hit * *nll + smooth * (n * log_sum - total);
   // weights of all log p sum to 1, so the gradient at z_v is p_v - smooth - [v = target] (1 - epsilon - smooth)
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) z[i] = z[i] * scale - smooth;
+  for (int64_t i = 0; i < whole; i += kLanes) store(z + i, load(z + i) * scale - smooth);
+  for (int64_t l = 0; l < rest; ++l) z[whole + l] = tail[l] * scale - smooth;
   z[target] -= hit;
 }
 
