@@ -1,0 +1,211 @@
+"""Tests of fairseq_lnplugin/fused.py and csrc/kernels.cpp: the C++ kernels against torch's operators, and dropout's statistics.
+
+The oracle of a kernel is the torch path of the same function, which runs when ``fused.kernels`` is None.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fairseq_lnplugin import fused
+
+needs_kernels = pytest.mark.skipif(fused.kernels is None, reason="the kernels were not built: no C++ compiler at set-up")
+
+DTYPES = [torch.float32, torch.bfloat16]
+#: Relative to the largest entry: rounding of sums in float, and of one result in bfloat16 (8 bits).
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+
+#: (tgt_len, src_len, beams): only a square takes a causal mask.
+SQUARE, OBLONG = [(5, 5, 1), (16, 16, 1), (25, 25, 1)], [(3, 40, 1), (1, 17, 5)]
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    """Standard normal numbers that ask for their gradient."""
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+
+def outcomes(function, inputs):
+    """The output and the gradients at ``inputs`` of a fixed weighted sum of it."""
+    out = function(*inputs)
+    generator = torch.Generator().manual_seed(9)
+    weights = torch.randn(out.shape, generator=generator).to(out.dtype)
+    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
+
+
+def assert_kernel_agrees(function, inputs, monkeypatch, bound):
+    """Output and gradients with the kernels equal those of torch's operators."""
+    ours = outcomes(function, inputs)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "kernels", None)
+        expected = outcomes(function, inputs)
+    for got, wanted in zip(ours, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        error = (got.double() - wanted.double()).abs().max() / wanted.double().abs().max()
+        assert error <= bound
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 15, 64, 250])
+def test_layer_norm_of_the_kernel_equals_torchs(width, dtype, monkeypatch):
+    """LN(x) = (x - mean) / sqrt(variance + eps) * weight + bias, with all gradients, for widths beside a vector's too."""
+    inputs = [random(7, 3, width), random(width, seed=1), random(width, seed=2)]
+    assert_kernel_agrees(lambda x, w, b: fused.layer_norm(x, w, b, 1e-5, dtype), inputs, monkeypatch, BOUND[dtype])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tgt_len", "src_len", "beams", "masks"),
+    [(*lengths, masks) for lengths in SQUARE for masks in ("none", "pads", "causal", "both")]
+    + [(*lengths, masks) for lengths in OBLONG for masks in ("none", "pads")],
+)
+def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, dtype, monkeypatch):
+    """softmax(q k^T / sqrt(d) + masks) v with its gradients, for lengths beside a vector's and for beams that share keys."""
+    heads, embed_dim, key_batch = 3, 3 * 20, 4
+    inputs = [random(tgt_len, key_batch * beams, embed_dim, dtype=dtype)]
+    inputs += [random(src_len, key_batch, embed_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
+    pads = causal = None
+    if masks in ("pads", "both"):
+        lengths = torch.tensor([src_len, 1, src_len // 2 + 1, src_len])
+        pads = torch.arange(src_len)[None, :] >= lengths[:, None]
+    if masks in ("causal", "both"):
+        causal = torch.full((tgt_len, src_len), -math.inf).triu(1)
+    assert_kernel_agrees(
+        lambda q, k, v: fused.attention(q, k, v, heads, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype]
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocab", [5, 64, 1003])
+def test_label_smoothed_loss_of_the_kernel_equals_torchs(vocab, monkeypatch):
+    """-(1 - eps - s) log p_y - s sum_v log p_v with s = eps / (V - 1), and its gradients."""
+    target = torch.arange(30) % vocab
+    inputs = [random(30, 16), random(vocab, 16)]
+
+    def loss(features, weight):
+        return fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)[0].sum()
+
+    assert_kernel_agrees(loss, inputs, monkeypatch, 5e-6)
+
+
+def test_label_smoothed_loss_is_exact_for_large_logits():
+    """Logits of 1,000 overflow an exponential that is not shifted by the largest."""
+    features, weight = torch.eye(4) * 1000, torch.eye(4)
+    target = torch.tensor([0, 1, 2, 0])
+    loss, nll = fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)
+    lprobs = F.log_softmax(features.double() @ weight.double(), dim=-1)
+    torch.testing.assert_close(nll.double(), -lprobs.gather(1, target[:, None])[:, 0])
+    smooth = 0.1 / 3
+    expected = (0.9 - smooth) * -lprobs.gather(1, target[:, None])[:, 0] - smooth * lprobs.sum(-1)
+    torch.testing.assert_close(loss.double(), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [1.0, -2.5, 1e-30, 3.3895e38, math.inf, -math.inf, math.nan])
+def test_bfloat16_is_rounded_as_torch_rounds(value):
+    """Nearest, ties to even; infinities and NaN stay what they are."""
+    grad = torch.full((2, 40), value)
+    grad[:, ::3] = value * (1 + 2**-8)  # a tie
+    ours = fused.kernels.dropout_backward(grad, torch.bfloat16, 0.0, 1)
+    torch.testing.assert_close(ours, grad.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def dropped(rate, rows=400, width=512):
+    """Which elements dropout drops, of ones, drawn from torch's generator as it stands."""
+    return fused.dropout_add(torch.zeros(rows, width), torch.ones(rows, width), rate) == 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_drops_at_its_rate(rate):
+    """The share of dropped elements lies within 4 standard errors of p."""
+    torch.manual_seed(1)
+    share = dropped(rate).double()
+    assert abs(share.mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / share.numel())
+
+
+@needs_kernels
+def test_dropout_keeps_the_mean():
+    """Kept elements are scaled by 1 / (1 - p), so that the mean of ones stays 1 within 4 standard errors."""
+    torch.manual_seed(1)
+    out = fused.dropout_add(torch.zeros(400, 512), torch.ones(400, 512), 0.1)
+    assert abs(out.double().mean() - 1) < 4 * math.sqrt(0.1 / 0.9 / out.numel())
+
+
+@needs_kernels
+@pytest.mark.parametrize("shift", [(0, 1), (0, 16), (0, 32), (1, 0), (1, 1), (16, 0)])
+def test_dropout_of_neighbours_is_independent(shift):
+    """Both of two elements a fixed way apart are dropped with probability p^2, within 4 standard errors."""
+    torch.manual_seed(2)
+    drops = dropped(0.3)
+    both = (drops & torch.roll(drops, shift, dims=(0, 1))).double()
+    assert abs(both.mean() - 0.09) < 4 * math.sqrt(0.09 * 0.91 / both.numel())
+
+
+@needs_kernels
+def test_dropout_of_two_calls_is_independent():
+    """Elements dropped by two calls in a row: p^2 of them, within 4 standard errors."""
+    torch.manual_seed(3)
+    both = (dropped(0.3) & dropped(0.3)).double()
+    assert abs(both.mean() - 0.09) < 4 * math.sqrt(0.09 * 0.91 / both.numel())
+
+
+@needs_kernels
+def test_dropped_elements_of_a_row_are_binomial():
+    """The number dropped in each row has the variance n p (1 - p) of independent elements, within 5 standard errors."""
+    torch.manual_seed(4)
+    counts = dropped(0.5, rows=4000, width=256).sum(1).double()
+    variance = 256 * 0.25
+    assert abs(counts.var() - variance) < 5 * variance * math.sqrt(2 / 4000)
+
+
+def test_dropout_is_reproducible_from_the_seed():
+    """torch.manual_seed gives the same elements again, and another seed gives others."""
+    torch.manual_seed(5)
+    first = dropped(0.3)
+    torch.manual_seed(5)
+    again = dropped(0.3)
+    torch.manual_seed(6)
+    other = dropped(0.3)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@needs_kernels
+def test_dropout_does_not_depend_on_the_number_of_threads():
+    """The same seed drops the same elements on one thread and on two."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(7)
+    one = dropped(0.3)
+    try:
+        torch.set_num_threads(2)
+        torch.manual_seed(7)
+        two = dropped(0.3)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [32, 45])
+def test_the_gradient_of_dropout_passes_where_it_kept(width, dtype):
+    """d(x + m y) / dy = m, the factor of the forward pass, and d / dx = 1."""
+    torch.manual_seed(8)
+    x, y = random(30, width), torch.ones(30, width, dtype=dtype, requires_grad=True)
+    out = fused.dropout_add(x, y, 0.3)
+    grad_x, grad_y = torch.autograd.grad(out.sum(), (x, y))
+    factor = (out - x).detach()
+    torch.testing.assert_close(grad_x, torch.ones_like(x), rtol=0, atol=0)
+    torch.testing.assert_close(grad_y.float(), factor, rtol=2**-7, atol=1e-6)
+
+
+def test_a_cast_weight_that_changed_in_place_is_cast_again():
+    """Without gradients the cast of a weight is kept, and an update of the weight must not go unseen."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    with torch.no_grad():
+        fused.weight_in(torch.bfloat16, weight)
+        weight.add_(1)
+        assert torch.equal(fused.weight_in(torch.bfloat16, weight), torch.full((2, 2), 2.0, dtype=torch.bfloat16))
