@@ -21,10 +21,11 @@ def attend(
     ``need_weights``, else None.
     """
     if attention.encoder_decoder_attention:
-        q = fused.linear(x, dtype, attention.q_proj)
+        q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
         k, v, key_padding_mask = memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, x.size(1))
     else:
-        q, k, v = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj).chunk(3, dim=-1)
+        qkv = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (by_heads(attention, part) for part in qkv.chunk(3, dim=-1))
         if incremental_state is not None:
             k, v, key_padding_mask = append_to_cache(attention, k, v, key_padding_mask, incremental_state)
     dropout = attention.dropout_module
@@ -32,7 +33,6 @@ def attend(
         q,
         k,
         v,
-        attention.num_heads,
         None if key_padding_mask is None else key_padding_mask.bool(),
         attn_mask,
         dropout.p if attention.training or dropout.apply_during_inference else 0.0,
@@ -42,21 +42,22 @@ def attend(
 
 
 def memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """Keys, values ``(src_len, key_batch, embed_dim)`` and padding mask of the encoder output, computed once a sentence."""
+    """Keys, values ``(src_len, key_batch, heads, head_dim)`` and padding mask of the encoder output, computed once a sentence."""
     saved = attention._get_input_buffer(incremental_state) if incremental_state is not None else {}
     if "prev_key" not in saved:
         if attention.beam_size > 1 and memory.size(1) == batch:
             memory = memory[:, :: attention.beam_size]  # every beam of a sentence reads the same encoder output
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[:: attention.beam_size]
-        k, v = fused.linear(memory, dtype, attention.k_proj, attention.v_proj).chunk(2, dim=-1)
+        kv = fused.linear(memory, dtype, attention.k_proj, attention.v_proj)
+        k, v = (by_heads(attention, part) for part in kv.chunk(2, dim=-1))
         if incremental_state is None:
             return k, v, key_padding_mask
-        keys, values = to_cache(attention, k), to_cache(attention, v)
+        keys, values = to_cache(k), to_cache(v)
         saved = {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": key_padding_mask}
         attention._set_input_buffer(incremental_state, saved)
     return (
-        from_cache(attention, saved["prev_key"]),
-        from_cache(attention, saved["prev_value"]),
+        from_cache(saved["prev_key"]),
+        from_cache(saved["prev_value"]),
         saved.get("prev_key_padding_mask"),
     )
 
@@ -64,7 +65,7 @@ def memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, b
 def append_to_cache(attention, k, v, key_padding_mask, incremental_state):
     """Put this call's keys and values after the cached ones and return all of them with their padding mask."""
     saved = attention._get_input_buffer(incremental_state)
-    keys, values, mask = to_cache(attention, k), to_cache(attention, v), key_padding_mask
+    keys, values, mask = to_cache(k), to_cache(v), key_padding_mask
     if "prev_key" in saved:
         keys = torch.cat([saved["prev_key"], keys], dim=2)
         values = torch.cat([saved["prev_value"], values], dim=2)
@@ -74,14 +75,19 @@ def append_to_cache(attention, k, v, key_padding_mask, incremental_state):
     attention._set_input_buffer(
         incremental_state, {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": mask}
     )
-    return from_cache(attention, keys), from_cache(attention, values), mask
+    return from_cache(keys), from_cache(values), mask
 
 
-def to_cache(attention, k):
-    """``(len, batch, embed_dim)`` to fairseq's ``(batch, heads, len, head_dim)``."""
-    return k.reshape(k.size(0), k.size(1), attention.num_heads, attention.head_dim).permute(1, 2, 0, 3).contiguous()
+def by_heads(attention, x):
+    """``(len, batch, embed_dim)`` to ``(len, batch, heads, head_dim)``, without a copy."""
+    return x.unflatten(-1, (attention.num_heads, attention.head_dim))
 
 
-def from_cache(attention, k):
-    """Fairseq's ``(batch, heads, len, head_dim)`` to ``(len, batch, embed_dim)``."""
-    return k.permute(2, 0, 1, 3).reshape(k.size(2), k.size(0), attention.embed_dim)
+def to_cache(k):
+    """``(len, batch, heads, head_dim)`` to fairseq's ``(batch, heads, len, head_dim)``."""
+    return k.permute(1, 2, 0, 3).contiguous()
+
+
+def from_cache(k):
+    """Fairseq's ``(batch, heads, len, head_dim)`` to ``(len, batch, heads, head_dim)``, without a copy."""
+    return k.permute(2, 0, 1, 3)

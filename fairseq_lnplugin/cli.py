@@ -28,29 +28,35 @@ def main(argv=None):
         SystemExit: after --help (0), on an unknown command or flag (2), or with the command's own sentence (1).
 
     """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="fairseq-ln", description="Study of Pre-LN and Post-LN Transformers in fairseq.", allow_abbrev=False
-    )
-    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    module = None
-    for name, (path, line) in COMMANDS.items():
-        command = parsers.add_parser(name, help=line, allow_abbrev=False)
-        if argv[:1] == [name]:
-            module = importlib.import_module(path)
-            command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_arguments(command)
-    args = parser.parse_args(argv)
     try:
-        status = module.run(args)
-        sys.stdout.flush()
+        try:
+            return run(sys.argv[1:] if argv is None else argv) or 0
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails again
         return 141
     except KeyboardInterrupt:
         return 130
-    return status or 0
+
+
+def run(argv):
+    """Import the command's module, parse ``argv`` with its flags and run it; returns what it returns."""
+    parser = argparse.ArgumentParser(
+        prog="fairseq-ln", description="Study of Pre-LN and Post-LN Transformers in fairseq.", allow_abbrev=False
+    )
+    parsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, (path, line) in COMMANDS.items():
+        command = parsers.add_parser(name, help=line, allow_abbrev=False)
+        if name == chosen:
+            module = importlib.import_module(path)
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.set_defaults(run=module.run)
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    return args.run(args)
 
 
 if __name__ == "__main__":

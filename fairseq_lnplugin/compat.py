@@ -1,6 +1,7 @@
 """What fairseq needs on today's Python and torch. Each workaround has its reason and says when it may go."""
 
 import argparse
+import functools
 import importlib.metadata
 import logging
 import warnings
@@ -33,6 +34,8 @@ def apply():
         warnings.filterwarnings("ignore", category=category, module=module, message=message)
     require_fairseq()
     allow_namespace_in_checkpoints()
+    name_missing_dictionaries()
+    keep_nan_detector_alive()
 
 
 def require_fairseq():
@@ -62,6 +65,52 @@ def allow_namespace_in_checkpoints():
 
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def name_missing_dictionaries():
+    """Let fairseq's translation task say in a sentence that a folder is no binarized data; it ends in a traceback.
+
+    It may go when fairseq says so itself.
+    """
+    from fairseq.tasks.translation import TranslationTask
+
+    original = TranslationTask.setup_task.__func__
+
+    @functools.wraps(original)
+    def setup_task(cls, cfg, **kwargs):
+        try:
+            return original(cls, cfg, **kwargs)
+        except Exception as error:
+            # a missing folder or dictionary, and fairseq's bare Exception where no file tells the language pair
+            if isinstance(error, FileNotFoundError) or type(error) is Exception:
+                reason = f"no {error.filename}" if getattr(error, "filename", None) else str(error)
+                raise SystemExit(
+                    f"{cfg.data} is not a folder that fairseq-preprocess wrote ({reason}); "
+                    "give its --destdir, which holds dict.LANG.txt of both languages"
+                ) from None
+            raise
+
+    TranslationTask.setup_task = classmethod(setup_task)
+
+
+def keep_nan_detector_alive():
+    """Let fairseq's detector, which runs after a NaN gradient, survive its own transformer.
+
+    torch's backward hooks cannot read the encoder's output, a dictionary of lists: the run would end in StopIteration
+    instead of "gradients are Nan/Inf". Modules without children have no such output. It may go when fairseq's detector
+    uses full backward hooks.
+    """
+    from fairseq.nan_detector import NanDetector
+
+    original = NanDetector.add_hooks
+
+    @functools.wraps(original)
+    def add_hooks(self, module):
+        backward, self.backward = self.backward, self.backward and not any(module.children())
+        original(self, module)
+        self.backward = backward
+
+    NanDetector.add_hooks = add_hooks
 
 
 def without_tpu(args):

@@ -93,17 +93,16 @@ class _DropoutAdd(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, num_heads, key_padding_mask, attn_mask):
-        ctx.num_heads = num_heads
+    def forward(ctx, q, k, v, key_padding_mask, attn_mask):
         ctx.save_for_backward(q, k, v, key_padding_mask, attn_mask)
-        return kernels.attention(q, k, v, num_heads, key_padding_mask, attn_mask)
+        return kernels.attention(q, k, v, key_padding_mask, attn_mask)
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, key_padding_mask, attn_mask = ctx.saved_tensors
         grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
-        kernels.attention_backward(grad.contiguous(), q, k, v, ctx.num_heads, key_padding_mask, attn_mask, *grads)
-        return (*grads, None, None, None)
+        kernels.attention_backward(grad.contiguous(), q, k, v, key_padding_mask, attn_mask, *grads)
+        return (*grads, None, None)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -132,26 +131,26 @@ def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias:
     return layer_norm(dropout_add(x, y, p), weight, bias, eps, x.dtype)
 
 
-def attention(q, k, v, num_heads, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
+def attention(q, k, v, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
     """Multi-head scaled dot-product attention between the projections.
 
-    ``q``: ``(tgt_len, batch, embed_dim)``; ``k``, ``v``: ``(src_len, key_batch, embed_dim)``, where ``batch`` may be a multiple of
-    ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads; ``attn_mask``:
-    ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
-    Returns ``(tgt_len, batch, embed_dim)`` in q's dtype and, if asked for, the probabilities ``(heads, batch, tgt_len, src_len)``.
+    ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch`` may be a
+    multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads;
+    ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
+    Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
+    ``(heads, batch, tgt_len, src_len)``.
     """
     if dropout == 0 and not need_weights and kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values():
         mask = None if attn_mask is None else attn_mask.float().contiguous()
         pads = None if key_padding_mask is None else key_padding_mask.contiguous()
-        return _Attention.apply(q, k, v, num_heads, pads, mask), None
-    tgt_len, batch, embed_dim = q.shape
-    src_len, key_batch, _ = k.shape
-    head_dim, beams = embed_dim // num_heads, batch // key_batch
+        return _Attention.apply(q, k, v, pads, mask).flatten(2), None
+    tgt_len, batch, num_heads, head_dim = q.shape
+    src_len, key_batch = k.shape[:2]
+    beams = batch // key_batch
     # beams of one source sit side by side in the batch: let them be rows of one product, so that k and v need no copies
-    q = q.view(tgt_len, key_batch, beams, num_heads, head_dim).permute(1, 3, 2, 0, 4)
+    q = q.unflatten(1, (key_batch, beams)).permute(1, 3, 2, 0, 4)
     q = q.reshape(key_batch, num_heads, beams * tgt_len, head_dim)
-    k = k.view(src_len, key_batch, num_heads, head_dim).permute(1, 2, 0, 3)
-    v = v.view(src_len, key_batch, num_heads, head_dim).permute(1, 2, 0, 3)
+    k, v = k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
     mask = None
     if attn_mask is not None:
         mask = attn_mask.to(q.dtype).repeat(beams, 1)
@@ -169,7 +168,7 @@ def attention(q, k, v, num_heads, key_padding_mask=None, attn_mask=None, dropout
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         weights = None
     out = out.view(key_batch, num_heads, beams, tgt_len, head_dim).permute(3, 0, 2, 1, 4)
-    return out.reshape(tgt_len, batch, embed_dim), weights
+    return out.reshape(tgt_len, batch, num_heads * head_dim), weights
 
 
 #: Rows of logits made at a time: 512 x 10,000 types in float32 are 20 MB, which stay in a CPU's last-level cache.

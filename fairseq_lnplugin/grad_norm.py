@@ -126,7 +126,8 @@ def measure(trainer):
     )
     named = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
     # dtype: the squares of half-precision gradients, loss scale and all, would overflow in their own type
-    norms = torch.stack(torch._foreach_norm([grad for _, grad in named], 2, dtype=torch.float32)).tolist()
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for _, grad in named]
+    norms = torch.stack(norms).tolist()  # one transfer from the device, not one a matrix
     factor = pending_factor(trainer.optimizer)
     return [(*place(name), factor * norm) for (name, _), norm in zip(named, norms, strict=True)]
 
@@ -204,12 +205,13 @@ def keep_rows_until(path, num_updates):
         lines = []
         if os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as file:
-                lines = [line for line in file if line.endswith("\n")]
+                lines = file.readlines()
         if lines and lines[0] != HEADER:
             raise foreign(path, lines[0])
-        kept = [line for line in lines[1:] if update_of(line, path) <= num_updates]
-        if len(kept) < len(lines) - 1:
-            logger.info("%s: dropped the %d rows after update %d", path, len(lines) - 1 - len(kept), num_updates)
+        rows = [line for line in lines[1:] if line.endswith("\n")]
+        kept = [row for row in rows if update_of(row, path) <= num_updates]
+        if len(kept) < len(rows):
+            logger.info("%s: dropped the %d rows after update %d", path, len(rows) - len(kept), num_updates)
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             file.writelines([HEADER, *kept])
         os.replace(path + ".tmp", path)

@@ -10,18 +10,28 @@ from torch import Tensor
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.attention import attend
-from fairseq_lnplugin.ln_position import LN_POSITIONS
+from fairseq_lnplugin.ln_position import LN_POSITIONS, Place
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
+
+
+#: fairseq's names of the sub-layers' LNs.
+NORM_NAMES = {
+    "self_attn": "self_attn_layer_norm",
+    "encoder_attn": "encoder_attn_layer_norm",
+    "ffn": "final_layer_norm",
+}
 
 
 class Sublayers:
     """What encoder and decoder layer share: their norms, the FFN branch and the dropout rate of a branch."""
 
-    def place_norms(self, cfg, *names):
-        """Replace the named LNs by ones that sit where ``--ln-position`` says, and start the weights anew."""
+    def place_norms(self, cfg, stack, layer, *sublayers):
+        """Replace the sub-layers' LNs by ones that sit where ``--ln-position`` says, and start the weights anew."""
         self.compute_dtype = fused.COMPUTE_DTYPES[cfg.compute_dtype]
-        for name in names:
-            setattr(self, name, LN_POSITIONS[cfg.ln_position](self.embed_dim, self.compute_dtype))
+        depths = (cfg.encoder.layers, cfg.decoder.layers)
+        for sublayer in sublayers:
+            place = Place(stack, layer, sublayer, *depths, self.embed_dim, self.compute_dtype)
+            setattr(self, NORM_NAMES[sublayer], LN_POSITIONS[cfg.ln_position](place))
         WEIGHT_INITS[cfg.weight_init](self)
 
     def branch_dropout(self) -> float:
@@ -39,11 +49,14 @@ class Sublayers:
 
 
 class EncoderLayer(Sublayers, TransformerEncoderLayerBase):
-    """Self-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1)."""
+    """Self-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1).
 
-    def __init__(self, cfg):
+    ``layer``: which one of its stack, from 1.
+    """
+
+    def __init__(self, cfg, layer):
         super().__init__(cfg)
-        self.place_norms(cfg, "self_attn_layer_norm", "final_layer_norm")
+        self.place_norms(cfg, "encoder", layer, "self_attn", "ffn")
 
     def forward(self, x, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None):
         """One layer.
@@ -71,12 +84,15 @@ class EncoderLayer(Sublayers, TransformerEncoderLayerBase):
 
 
 class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
-    """Self-attention, cross-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1)."""
+    """Self-attention, cross-attention and FFN, each with its LN where ``cfg.ln_position`` says (paper, Table 1).
 
-    def __init__(self, cfg, no_encoder_attn=False):
+    ``layer``: which one of its stack, from 1.
+    """
+
+    def __init__(self, cfg, layer, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
-        cross = () if no_encoder_attn else ("encoder_attn_layer_norm",)
-        self.place_norms(cfg, "self_attn_layer_norm", *cross, "final_layer_norm")
+        cross = () if no_encoder_attn else ("encoder_attn",)
+        self.place_norms(cfg, "decoder", layer, "self_attn", *cross, "ffn")
 
     def forward(
         self,

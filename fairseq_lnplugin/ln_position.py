@@ -4,28 +4,47 @@ A sub-layer (self-attention, cross-attention or FFN) with branch f is run as ``x
 ``norm`` is an instance of one of these classes. It *is* the sub-layer's LN, so its parameters keep fairseq's names
 (``self_attn_layer_norm.weight``, ...) and whatever an arrangement needs beside them (a trained vector, a second LN) is a
 parameter of its own. Sources: Xiong et al. 2020, Table 1 and Figure 1.
+
+What else an arrangement may need is there: :class:`Place` (DeepNorm's factors depend on the depth, B2T on the sub-layer, a mixture on
+the layer), ``layer_input`` (B2T), a stream wider than the branch's input (ResiDual packs two side by side) and a final norm of its
+own. tests/test_ln_position.py builds these.
 """
 
+from typing import NamedTuple
+
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from fairseq_lnplugin import fused
 
 
+class Place(NamedTuple):
+    """Which sub-layer of which model a norm belongs to."""
+
+    stack: str  # "encoder" or "decoder"
+    layer: int  # from 1, as in the paper
+    sublayer: str  # "self_attn", "encoder_attn" or "ffn"; the FFN is every layer's last
+    encoder_layers: int
+    decoder_layers: int
+    embed_dim: int
+    compute_dtype: torch.dtype
+
+
 class SublayerNorm(nn.LayerNorm):
     """The LN of one sub-layer, and the place where it sits.
 
     Shapes: every tensor is ``(len, batch, embed_dim)``. A subclass gives ``enter`` (what the branch reads) and ``leave`` (the
-    stream after the branch) and says with ``final_norm`` whether each stack ends in one more LN. ``compute_dtype`` is the type of
-    what the branch reads: its products run in it, the stream stays in float32.
+    stream after the branch) and says with ``final_norm`` which module of ``embed_dim``, if any, each stack ends in.
+    ``compute_dtype`` is the type of what the branch reads: its products run in it, the stream stays in float32.
     """
 
-    final_norm = False
+    final_norm: type[nn.Module] | None = None
     equation = ""
 
-    def __init__(self, embed_dim, compute_dtype):
-        super().__init__(embed_dim)
-        self.compute_dtype = compute_dtype
+    def __init__(self, place: Place):
+        super().__init__(place.embed_dim)
+        self.compute_dtype = place.compute_dtype
 
     def enter(self, x: Tensor) -> Tensor:
         """What the branch reads, given the stream ``x``."""
@@ -65,7 +84,7 @@ class PostLN(SublayerNorm):
 class PreLN(SublayerNorm):
     """Pre-LN: ``x = x + dropout(f(LN(x)))``, and one more LN after each stack, right before the prediction."""
 
-    final_norm = True
+    final_norm = nn.LayerNorm
     equation = "x = x + f(LN(x))"
 
     def enter(self, x: Tensor) -> Tensor:

@@ -81,10 +81,8 @@ class RAdam(torch.optim.RAdam):
             state = self.state[p]
             if not state:
                 state["step"] = torch.tensor(0.0)
-            for moment in (
-                "exp_avg",
-                "exp_avg_sq",
-            ):  # `to`: fairseq restores half-precision moments, and on the CPU
+            # `to`: after a resume moments are in half precision (torch casts them) or on the CPU (fairseq's fp16)
+            for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = state[moment].to(weight) if moment in state else torch.zeros_like(weight)
         states = [self.state[p] for p in params]
         radam(

@@ -6,7 +6,11 @@ purpose: with a dataclass fairseq-train ignores the named sizes.
 """
 
 import logging
+import textwrap
+from argparse import Namespace
 
+import torch
+import torch.nn as nn
 from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import (
@@ -17,9 +21,10 @@ from fairseq.models.transformer import (
     base_architecture,
 )
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fairseq_lnplugin import compat
+from fairseq_lnplugin import compat, fused
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.layers import DecoderLayer, EncoderLayer
 from fairseq_lnplugin.ln_position import LN_POSITIONS
@@ -39,20 +44,40 @@ def wrapped(layer, cfg):
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
+def final_norm(stack):
+    """The arrangement's own norm at the end of ``stack``, in the place of fairseq's, or None."""
+    if stack.layer_norm is None:
+        return None
+    return LN_POSITIONS[stack.cfg.ln_position].final_norm(stack.layer_norm.normalized_shape[-1])
+
+
 class Encoder(TransformerEncoderBase):
     """fairseq's encoder over :class:`~fairseq_lnplugin.layers.EncoderLayer`."""
 
+    def __init__(self, cfg, dictionary, embed_tokens):
+        self.layers_built = 0
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.layer_norm = final_norm(self)
+
     def build_encoder_layer(self, cfg):
         """Fairseq's factory."""
-        return wrapped(EncoderLayer(cfg), cfg)
+        self.layers_built += 1
+        return wrapped(EncoderLayer(cfg, self.layers_built), cfg)
 
 
 class Decoder(TransformerDecoderBase):
     """fairseq's decoder over :class:`~fairseq_lnplugin.layers.DecoderLayer`."""
 
+    def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        self.layers_built = 0
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
+        self.compute_dtype = COMPUTE_DTYPES[cfg.compute_dtype]
+        self.layer_norm = final_norm(self)
+
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Fairseq's factory."""
-        return wrapped(DecoderLayer(cfg, no_encoder_attn), cfg)
+        self.layers_built += 1
+        return wrapped(DecoderLayer(cfg, self.layers_built, no_encoder_attn), cfg)
 
     def extract_features(
         self,
@@ -75,6 +100,15 @@ class Decoder(TransformerDecoderBase):
             alignment_heads,
         )
 
+    def output_layer(self, features: Tensor):
+        """Logits ``(batch, tgt_len, vocab)`` of features ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""
+        if self.adaptive_softmax is not None:
+            return features  # fairseq's criterion and search call the adaptive softmax themselves
+        if torch.jit.is_scripting():
+            return self.output_projection(features)
+        else:
+            return fused.linear(features, self.compute_dtype, self.output_projection).to(features.dtype)
+
 
 @register_model("transformer_ln_study")
 class TransformerLNStudyModel(TransformerModel):
@@ -91,16 +125,26 @@ class TransformerLNStudyModel(TransformerModel):
         """Fairseq's factory; says in the log what was built.
 
         Raises:
-            SystemExit: shared embeddings asked for with two dictionaries.
+            SystemExit: one embedding for two dictionaries asked for.
 
         """
+        if isinstance(args, DictConfig):  # fairseq-hydra-train; fairseq's TransformerConfig would lose our flags
+            args = Namespace(**OmegaConf.to_container(args))
         if getattr(args, "share_all_embeddings", False) and task.source_dictionary != task.target_dictionary:
             raise SystemExit(
-                "--share-all-embeddings needs one dictionary for both languages, and the data folder has two that differ; "
-                "run fairseq-preprocess with --joined-dictionary, or leave --share-all-embeddings out"
+                "one embedding for source, target and output (--share-all-embeddings, which transformer_ln_study_wmt_en_de sets) "
+                "needs one dictionary, and the data folder has two that differ; run fairseq-preprocess with --joined-dictionary, "
+                "or leave the flag out and take another named size"
             )
         model = super().build_model(args, task)
         model.log_what_was_built()
+        multiple = getattr(args, "required_batch_size_multiple", 1)
+        if multiple > 1:
+            logger.warning(
+                "fairseq leaves out the last batch where its size is no multiple of %d (--required-batch-size-multiple), in training, "
+                "validation and decoding alike: give 1 to lose no sentence",
+                multiple,
+            )
         return model
 
     @classmethod
@@ -114,10 +158,47 @@ class TransformerLNStudyModel(TransformerModel):
         cfg = TransformerConfig.from_namespace(args)
         return Decoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
+    def train(self, mode=True):
+        """As torch's, and drops the weights that were cast for decoding.
+
+        Most optimizers (fairseq's Adam, torch's fused ones) change weights without raising torch's version counter, by which
+        :func:`~fairseq_lnplugin.fused.weight_in` would see it.
+        """
+        for parameter in self.parameters():
+            vars(parameter).pop("_kept_cast", None)
+        return super().train(mode)
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq's.
+
+        Raises:
+            SystemExit: the checkpoint is of another LN position, of other dictionaries or of another size.
+
+        """
+        ends_in_norm = "encoder.layer_norm.weight" in state_dict
+        if ends_in_norm != (self.encoder.layer_norm is not None):
+            raise SystemExit(
+                f"the checkpoint's encoder {'ends in an LN (Pre-LN)' if ends_in_norm else 'ends in no LN (Post-LN)'} and this model is "
+                f"--ln-position {self.cfg.ln_position}: give the position that the checkpoint was trained with, or another --save-dir"
+            )
+        for stack in (self.encoder, self.decoder):
+            name = "encoder" if stack is self.encoder else "decoder"
+            table = state_dict.get(f"{name}.embed_tokens.weight")
+            if table is not None and len(table) != len(stack.dictionary):
+                raise SystemExit(
+                    f"the checkpoint's {name} knows {len(table)} types and the data folder's dictionary has {len(stack.dictionary)}: "
+                    "binarize with the dictionaries of its training (fairseq-preprocess --srcdict, --tgtdict)"
+                )
+        try:
+            return super().load_state_dict(state_dict, strict, model_cfg, args)
+        except RuntimeError as error:  # torch lists every difference, one a line, below a title
+            first = textwrap.shorten(str(error).partition("\n")[2].partition("\n")[0] or str(error), 160, placeholder=" ...")
+            raise SystemExit(f"the checkpoint does not fit this model's flags: {first}") from None
+
     def log_what_was_built(self):
         """One line: position, norms per layer, final norms, init, compute dtype, parameters."""
-        norms = [sum(isinstance(module, LN_POSITIONS[self.cfg.ln_position]) for module in layer.modules())
-                 for layer in (self.encoder.layers[0], self.decoder.layers[0])]  # fmt: skip
+        first_layers = (self.encoder.layers[0], self.decoder.layers[0])
+        norms = [sum(isinstance(module, nn.LayerNorm) for module in layer.modules()) for layer in first_layers]
         logger.info(
             "%s-LN: %d norms an encoder layer, %d a decoder layer, final norms: encoder %s, decoder %s; %d-%d layers; "
             "weight init %s; compute dtype %s; %s parameters",
@@ -152,25 +233,34 @@ def fill_ln_study_args(args):
     """Defaults of our flags, and fairseq's own LN flags set to agree with ``--ln-position``.
 
     Raises:
-        SystemExit: a flag contradicts ``--ln-position``, or would do nothing in our layers.
+        SystemExit: a choice is unknown; a flag contradicts another, or would do nothing in our layers.
 
     """
     args.ln_position = getattr(args, "ln_position", None) or "post"
     args.weight_init = getattr(args, "weight_init", None) or "xavier_uniform"
     args.compute_dtype = getattr(args, "compute_dtype", None) or "float32"
     args.grad_norm_interval = getattr(args, "grad_norm_interval", None) or 0
-    final_norm = LN_POSITIONS[args.ln_position].final_norm
+    for flag, choices in (("ln_position", LN_POSITIONS), ("weight_init", WEIGHT_INITS), ("compute_dtype", COMPUTE_DTYPES)):
+        value = getattr(args, flag)
+        if value not in choices:  # the command line is checked by its parser, a YAML file and --model-overrides are not
+            raise SystemExit(f"{as_flag(flag)} {value}: no such choice; take one of {', '.join(sorted(choices))}")
+    ends_in_norm = LN_POSITIONS[args.ln_position].final_norm is not None
     for flag in ("encoder_normalize_before", "decoder_normalize_before"):
-        if getattr(args, flag, False) and not final_norm:
+        if getattr(args, flag, False) and not ends_in_norm:
             raise SystemExit(f"{as_flag(flag)} contradicts --ln-position {args.ln_position}, which sets both stacks; leave it out")
-        setattr(args, flag, final_norm)
-    if final_norm and getattr(args, "no_decoder_final_norm", False):
+        setattr(args, flag, ends_in_norm)
+    if ends_in_norm and getattr(args, "no_decoder_final_norm", False):
         raise SystemExit(
             f"--no-decoder-final-norm contradicts --ln-position {args.ln_position}, which ends each stack in an LN; leave it out"
         )
     for flag in UNSUPPORTED:
         if getattr(args, flag, None):
-            raise SystemExit(f"{as_flag(flag)} does nothing in {args.arch}; use fairseq's own transformer for it, or leave it out")
+            raise SystemExit(f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out")
+    for flag in ("fp16", "bf16", "amp"):
+        if args.compute_dtype != "float32" and getattr(args, flag, False):
+            raise SystemExit(f"--{flag} sets the type of every product, so --compute-dtype {args.compute_dtype} would do nothing; leave one out")
+    if getattr(args, "adaptive_softmax_cutoff", None) and getattr(args, "criterion", "adaptive_loss") != "adaptive_loss":
+        raise SystemExit(f"--adaptive-softmax-cutoff needs --criterion adaptive_loss, not {args.criterion}; change one of the two")
     compat.without_tpu(args)
 
 
@@ -187,6 +277,32 @@ def sizes(args, embed_dim, ffn_embed_dim, heads, layers):
             if getattr(args, f"{stack}_{name}", None) is None:
                 setattr(args, f"{stack}_{name}", value)
     base_architecture(args)
+    check_sizes(args)
+
+
+def check_sizes(args):
+    """Refuse sizes that no model can have.
+
+    Raises:
+        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one embedding for two widths.
+
+    """
+    for stack in ("encoder", "decoder"):
+        for name in ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"):
+            flag, value = f"{stack}_{name}", getattr(args, f"{stack}_{name}")
+            if value < 1:
+                raise SystemExit(f"{as_flag(flag)} {value}: give 1 or more")
+        width, heads = getattr(args, f"{stack}_embed_dim"), getattr(args, f"{stack}_attention_heads")
+        if width % heads:
+            raise SystemExit(f"--{stack}-attention-heads {heads} does not divide --{stack}-embed-dim {width}; choose a divisor of it")
+    for flag in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
+        if not 0 <= getattr(args, flag) < 1:
+            raise SystemExit(f"{as_flag(flag)} {getattr(args, flag)}: give a rate from 0 to below 1")
+    if args.share_all_embeddings and args.encoder_embed_dim != args.decoder_embed_dim:
+        raise SystemExit(
+            f"--share-all-embeddings needs one width, and --encoder-embed-dim is {args.encoder_embed_dim}, "
+            f"--decoder-embed-dim {args.decoder_embed_dim}; give both the same"
+        )
 
 
 @register_model_architecture("transformer_ln_study", "transformer_ln_study")

@@ -58,24 +58,27 @@ def test_layer_norm_of_the_kernel_equals_torchs(width, dtype, monkeypatch):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["projection", "cache"])
 @pytest.mark.parametrize(
     ("tgt_len", "src_len", "beams", "masks"),
     [(*lengths, masks) for lengths in SQUARE for masks in ("none", "pads", "causal", "both")]
     + [(*lengths, masks) for lengths in OBLONG for masks in ("none", "pads")],
 )
-def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, dtype, monkeypatch):
+def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, layout, dtype, monkeypatch):
     """softmax(q k^T / sqrt(d) + masks) v with its gradients, for lengths beside a vector's and for beams that share keys."""
-    heads, embed_dim, key_batch = 3, 3 * 20, 4
-    inputs = [random(tgt_len, key_batch * beams, embed_dim, dtype=dtype)]
-    inputs += [random(src_len, key_batch, embed_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
+    heads, head_dim, key_batch = 3, 20, 4
+    inputs = [random(tgt_len, key_batch * beams, heads, head_dim, dtype=dtype)]
+    inputs += [random(src_len, key_batch, heads, head_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
     pads = causal = None
     if masks in ("pads", "both"):
         lengths = torch.tensor([src_len, 1, src_len // 2 + 1, src_len])
         pads = torch.arange(src_len)[None, :] >= lengths[:, None]
     if masks in ("causal", "both"):
         causal = torch.full((tgt_len, src_len), -math.inf).triu(1)
+    if layout == "cache":  # as decoding keeps keys and values: (batch, heads, len, head_dim)
+        inputs[1:] = [x.detach().permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3).requires_grad_() for x in inputs[1:]]
     assert_kernel_agrees(
-        lambda q, k, v: fused.attention(q, k, v, heads, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype]
+        lambda q, k, v: fused.attention(q, k, v, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype]
     )
 
 

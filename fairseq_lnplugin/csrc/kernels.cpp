@@ -295,17 +295,19 @@ inline void transpose_square(Vec* m) {
   if constexpr (W > 1) transpose_square<W / 2>(m);
 }
 
-// Where one operand (len, batch, embed_dim) lies in memory
+// Where one operand (len, batch, heads, head_dim) lies in memory: any strides but the last, which is 1
 struct Layout {
-  int64_t len_stride, batch_stride;
-  explicit Layout(const Tensor& t) : len_stride(t.stride(0)), batch_stride(t.stride(1)) {}
+  int64_t len_stride, batch_stride, head_stride;
+  explicit Layout(const Tensor& t) : len_stride(t.stride(0)), batch_stride(t.stride(1)), head_stride(t.stride(2)) {
+    TORCH_CHECK(t.dim() == 4 && (t.stride(3) == 1 || t.size(3) == 1), "operands are (len, batch, heads, head_dim), head_dim without gaps");
+  }
 };
 
 struct Shape {
   int64_t tgt_len, src_len, key_batch, beams, heads, head_dim, dim, src;  // dim, src: padded head_dim and src_len
-  Shape(const Tensor& q, const Tensor& k, int64_t heads)
-      : tgt_len(q.size(0)), src_len(k.size(0)), key_batch(k.size(1)), beams(q.size(1) / k.size(1)), heads(heads),
-        head_dim(q.size(2) / heads), dim(padded(q.size(2) / heads)), src(padded(k.size(0))) {}
+  Shape(const Tensor& q, const Tensor& k)
+      : tgt_len(q.size(0)), src_len(k.size(0)), key_batch(k.size(1)), beams(q.size(1) / k.size(1)), heads(q.size(2)),
+        head_dim(q.size(3)), dim(padded(q.size(3))), src(padded(k.size(0))) {}
   int64_t rows() const { return beams * tgt_len; }  // beams of one source are rows of one product
 };
 
@@ -321,7 +323,7 @@ template <typename T>
 void read_rows(const T* p, const Layout& at, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, float* out) {
   for (int64_t beam = 0; beam < beams; ++beam)
     for (int64_t t = 0; t < len; ++t)
-      copy_scaled(p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim, out + (beam * len + t) * s.dim,
+      copy_scaled(p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * at.head_stride, out + (beam * len + t) * s.dim,
                   s.head_dim, scale);
 }
 
@@ -329,7 +331,7 @@ template <typename T>
 void write_rows(const float* from, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, T* p, const Layout& at) {
   for (int64_t beam = 0; beam < beams; ++beam)
     for (int64_t t = 0; t < len; ++t)
-      copy_scaled(from + (beam * len + t) * s.dim, p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * s.head_dim,
+      copy_scaled(from + (beam * len + t) * s.dim, p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * at.head_stride,
                   s.head_dim, scale);
 }
 
@@ -400,9 +402,9 @@ void for_each_head(const Shape& s, F f) {
   at::parallel_for(0, s.key_batch * s.heads, 4, [&](int64_t begin, int64_t end) { f(begin, end); });
 }
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, const std::optional<Tensor>& pads,
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& pads,
                  const std::optional<Tensor>& attn_mask) {
-  const Shape s(q, k, heads);
+  const Shape s(q, k);
   const Layout at_q(q), at_k(k), at_v(v);
   Tensor out = at::empty(q.sizes(), q.options());
   const Layout at_out(out);
@@ -431,10 +433,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t head
 }
 
 // Writes the gradients at q, k, v into the given tensors (any strides over len and batch); probabilities are made again
-void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& pads, const std::optional<Tensor>& attn_mask, Tensor grad_q, Tensor grad_k,
                         Tensor grad_v) {
-  const Shape s(q, k, heads);
+  const Shape s(q, k);
   const Layout at_q(q), at_k(k), at_v(v), at_grad(grad), at_gq(grad_q), at_gk(grad_k), at_gv(grad_v);
   const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim));
   const std::vector<float> mask = padded_mask(s, attn_mask);

@@ -51,9 +51,9 @@ def version(distribution):
 
 
 def checkout(folder):
-    """Commit of the git checkout ``folder`` belongs to, and whether a tracked file there differs from it; else two Nones.
+    """Commit of the git checkout that a package's folder belongs to, and whether a tracked file differs; or two Nones.
 
-    A folder that git does not track, such as an installed copy in a virtual environment inside a checkout, belongs to none.
+    A folder that git does not track, such as a copy installed in a virtual environment in a checkout, belongs to none.
     """
     if git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None

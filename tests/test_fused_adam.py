@@ -1,0 +1,148 @@
+"""Tests of fairseq_lnplugin/fused_adam.py: fairseq's ``--optimizer adam`` in one kernel (arXiv 1412.6980, sec. 2)."""
+
+import copy
+import math
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+
+from fairseq_lnplugin.fused_adam import FairseqFusedAdam
+
+
+def build(kind, weights, **flags):
+    """One of the two optimizers over ``weights``."""
+    values = {"lr": [0.01], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-6, "weight_decay": 0.0, "tpu": False, **flags}
+    return kind(FairseqAdamConfig(**values), weights)
+
+
+def weights_of():
+    """Two weights, a matrix and a vector, always the same."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 5), (11,))]
+
+
+def train(optimizer, weights, first, last):
+    """Updates ``first`` to ``last`` with made-up gradients from 1e-9 to 10, far below and above epsilon."""
+    for update in range(first, last + 1):
+        generator = torch.Generator().manual_seed(update)
+        for weight in weights:
+            sizes = torch.logspace(-9, 1, weight.numel()).view_as(weight)
+            weight.grad = torch.randn(weight.shape, generator=generator) * sizes
+        optimizer.step()
+
+
+def assert_close(ours, theirs):
+    """Equal to float32's rounding over 20 updates: 1e-6 of the largest weight."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"weight_decay": 0.1}, {"adam_eps": 1e-3}, {"adam_betas": "(0.9, 0.999)", "adam_eps": 1e-8}],
+    ids=str,
+)
+def test_twenty_updates_are_fairseqs(flags):
+    """Any epsilon, weight decay and betas: lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
+    ours, theirs = weights_of(), weights_of()
+    train(build(FairseqFusedAdam, ours, **flags), ours, 1, 20)
+    train(build(FairseqAdam, theirs, **flags), theirs, 1, 20)
+    assert_close(ours, theirs)
+
+
+def test_the_first_update_is_the_closed_form():
+    """With m = (1 - b1) g, v = (1 - b2) g^2: a step of lr |g| / (|g| + eps / sqrt(1 - b2)) against g's sign."""
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    weight.grad = torch.tensor([1e-6, -1.0, 5.0], dtype=torch.float64)
+    expected = -0.01 * weight.grad / (weight.grad.abs() + 1e-6 / math.sqrt(0.02))
+    build(FairseqFusedAdam, [weight]).step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=0)
+
+
+def test_weight_decay_is_decoupled_and_scaled_by_the_rate():
+    """As fairseq's: a gradient of zero leaves (1 - lr decay) of a weight."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.zeros(3)
+    build(FairseqFusedAdam, [weight], weight_decay=0.5).step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.01 * 0.5))
+
+
+def test_epsilon_is_the_users_between_updates():
+    """What a checkpoint saves and a log shows, though each update has an epsilon of its own."""
+    weights = weights_of()
+    optimizer = build(FairseqFusedAdam, weights)
+    train(optimizer, weights, 1, 3)
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-6]
+
+
+@pytest.mark.parametrize(("before", "after"), [(FairseqAdam, FairseqFusedAdam), (FairseqFusedAdam, FairseqAdam)])
+def test_the_state_of_one_goes_on_in_the_other(before, after):
+    """Ten updates, state moved over, ten more: as twenty of fairseq's adam."""
+    unbroken, weights = weights_of(), weights_of()
+    train(build(FairseqAdam, unbroken), unbroken, 1, 20)
+    first = build(before, weights)
+    train(first, weights, 1, 10)
+    second = build(after, weights)
+    second.load_state_dict(copy.deepcopy(first.state_dict()), second.optimizer_config)
+    train(second, weights, 11, 20)
+    assert_close(weights, unbroken)
+
+
+@pytest.mark.parametrize("flag", ["use_old_adam", "fp16_adam_stats"])
+def test_a_flag_that_would_do_nothing_is_refused_in_a_sentence(flag):
+    """--use-old-adam and --fp16-adam-stats choose among fairseq's own Adams."""
+    with pytest.raises(SystemExit, match=f"--{flag.replace('_', '-')} is a flag of --optimizer adam") as stop:
+        build(FairseqFusedAdam, weights_of(), **{flag: True})
+    assert "\n" not in stop.value.code
+
+
+# Real training
+
+
+def arguments(data_bin, save_dir, optimizer, *flags):
+    """A fairseq-train command line of the tiny model: 20 updates with dropout, weight decay and clipping."""
+    args = [data_bin, "--save-dir", save_dir, "--arch", "transformer_ln_study_tiny", "--batch-size", 15, "--cpu"]
+    args += ["--criterion", "label_smoothed_cross_entropy", "--optimizer", optimizer, "--adam-betas", "(0.9, 0.98)"]
+    args += ["--lr", 1e-3, "--weight-decay", 0.01, "--clip-norm", 1, "--disable-validation", "--seed", 1]
+    return [*args, "--num-workers", 0, "--required-batch-size-multiple", 1, "--max-update", 20, *flags]
+
+
+@pytest.fixture(scope="module")
+def trained(data_bin, fairseq_train, tmp_path_factory):
+    """Save folders of the same 20 updates (an epoch) with both optimizers, a checkpoint after the twelfth."""
+    folders = {}
+    for optimizer in ("adam", "fused_adam"):
+        folders[optimizer] = tmp_path_factory.mktemp(optimizer)
+        run = fairseq_train(arguments(data_bin, folders[optimizer], optimizer, "--save-interval-updates", 12))
+        assert run.rc == 0, run.log
+    return SimpleNamespace(**folders)
+
+
+def weights_in(folder):
+    """The weights of a run's last checkpoint."""
+    return torch.load(folder / "checkpoint_last.pt")["model"]
+
+
+def test_twenty_real_updates_end_in_the_weights_of_fairseqs_adam(trained):
+    """The distance of each weight from adam's is below 1e-6 of its norm.
+
+    The keys' biases have gradient zero but for rounding (softmax ignores them), so Adam moves them by noise: 1e-5.
+    """
+    ours, theirs = weights_in(trained.fused_adam), weights_in(trained.adam)
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        bound = 1e-5 if name.endswith("k_proj.bias") else 1e-6 * weight.norm().item()
+        assert (ours[name] - weight).norm().item() <= bound, name
+
+
+def test_a_resumed_run_ends_in_the_weights_of_the_unbroken_one(trained, data_bin, fairseq_train, tmp_path):
+    """Saved after update 12, loaded, eight more updates with dropout: equal to the bit."""
+    shutil.copy(trained.fused_adam / "checkpoint_1_12.pt", tmp_path / "checkpoint_last.pt")
+    run = fairseq_train(arguments(data_bin, tmp_path, "fused_adam"))
+    assert run.rc == 0, run.log
+    assert "@ 12 updates" in run.log
+    ours, theirs = weights_in(tmp_path), weights_in(trained.fused_adam)
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())

@@ -1,0 +1,663 @@
+"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,report}.py: the report of a study (figures 2 and 4)."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+
+from fairseq_lnplugin import cli
+from fairseq_lnplugin.study import plots, tables
+from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_run, read_study
+
+BLEU = "nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:2.6.0"
+SACREBLEU = "nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:2.6.0"
+SCORES = "epoch updates subset lines bleu bleu_signature sacrebleu sacrebleu_signature checkpoint".split()
+POST, PRE = "iwslt14-post-adam-lr5e-4-warmup4000", "iwslt14-pre-adam-lr5e-4-step"
+
+SETTINGS = {
+    **{"study": "iwslt14", "run": POST, "figure": "2,4", "data": "iwslt14-de-en", "pairs": "40653", "preset": "cpu"},
+    **{"arch": "transformer_ln_study_small", "ln_position": "post", "weight_init": "xavier_uniform"},
+    **{"compute_dtype": "bfloat16", "optimizer": "adam", "lr": "5e-4", "schedule": "warmup_inverse_sqrt"},
+    **{"warmup_updates": "1000", "hold_epochs": "", "hold_updates": "", "decay": "", "decay_factor": ""},
+    **{"dropout": "0.1", "label_smoothing": "0.1", "max_tokens": "4096", "update_freq": "1", "max_epoch": "3"},
+    **{"max_update": "", "seed": "1", "paper_bleu": "about 34", "note": "the baseline"},
+}
+PRE_SETTINGS = {
+    **{"run": PRE, "figure": "4", "ln_position": "pre", "schedule": "no_warmup", "warmup_updates": ""},
+    **{"hold_epochs": "2", "decay": "step", "decay_factor": "0.1", "note": ""},
+}
+ENVIRONMENT = {
+    **{"commit": "0123abc", "dirty": False, "python": "3.11.2", "torch": "2.5.1", "fairseq": "fairseq-fixed 0.12.3.1"},
+    **{"fairseq_lnplugin": "0.1.0", "sacrebleu": "2.6.0", "device": "a CPU with AMX", "threads": 2},
+}
+#: Validation loss, nll loss, BLEU on 500 validation sentences, and on the test set; the second epoch is the best.
+EPOCHS = [(6.5, 5.5, 10.0, None), (5.25, 4.0, 30.5, 29.75), (5.5, 4.5, 29.0, 28.5)]
+
+
+def inner(update, lr="0.0005", loss="8.5", gnorm="1.2"):
+    """A ``train_inner`` line as fairseq writes it: numbers are texts."""
+    values = {"epoch": 1, "update": 0.5, "loss": loss, "num_updates": str(update), "lr": lr, "gnorm": gnorm}
+    return f"2026-01-01 00:00:00 | INFO | train_inner | {json.dumps(values)}\n"
+
+
+def valid(epoch, updates, loss="6.5", nll_loss="5.5"):
+    """A ``valid`` line."""
+    values = {"epoch": epoch, "valid_loss": str(loss), "valid_nll_loss": str(nll_loss)}
+    values["valid_num_updates"] = str(updates)
+    return f"2026-01-01 00:00:00 | INFO | valid | {json.dumps(values)}\n"
+
+
+def train(epoch, updates, loss="7.5"):
+    """A ``train`` line, which follows the ``valid`` line of its epoch."""
+    values = {"epoch": epoch, "train_loss": loss, "train_num_updates": str(updates), "train_wall": str(10 * epoch)}
+    return f"2026-01-01 00:00:00 | INFO | train | {json.dumps(values)}\n"
+
+
+def write_scores(folder, rows):
+    """scores.tsv of ``(epoch, subset, lines, bleu)``."""
+    lines = [SCORES]
+    for epoch, subset, count, bleu in rows:
+        row = [epoch, 100 * epoch, subset, count, bleu, BLEU, bleu - 1, SACREBLEU, f"checkpoint{epoch}.pt"]
+        lines.append([str(cell) for cell in row])
+    (folder / "scores.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+
+
+def write_run(study, epochs=EPOCHS, log=None, done=True, diverged=None, environment=(), **settings):
+    """A run folder as the recipes leave it: 100 updates an epoch, two layers a stack; returns its path."""
+    settings = {**SETTINGS, **{name: str(value) for name, value in settings.items()}}
+    folder = study / settings["run"] / f"seed{settings['seed']}"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "settings.tsv").write_text("".join(f"{name}\t{value}\n" for name, value in settings.items()))
+    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **dict(environment)}))
+    (folder / "command.txt").write_text(
+        f"fairseq-train data/bin --adam-betas \\(0.9\\,0.98\\) --seed {settings['seed']}\n"
+    )
+    if log is None:
+        log = "fairseq_cli.train | Namespace(no_progress_bar=False)\n"
+        for epoch, (loss, nll_loss, _, _) in enumerate(epochs, 1):
+            log += inner(100 * epoch - 50) + inner(100 * epoch)
+            log += valid(epoch, 100 * epoch, loss, nll_loss) + train(epoch, 100 * epoch)
+    (folder / "train.log").write_text(log)
+    first = {"pre": 0.5, "post": 1.0}[settings["ln_position"]] + int(settings["seed"]) / 10
+    norms = [
+        f"{update}\t{stack}\t{layer}\t{matrix}\t{first * layer / update}\n"
+        for update in (1, 100)
+        for stack in ("encoder", "decoder")
+        for layer in (1, 2)
+        for matrix in ("fc1.weight", "fc1.bias", "fc2.weight")
+    ]
+    header = "update\tstack\tlayer\tmatrix\tnorm\n1\tencoder\t\tembed_tokens.weight\t0.5\n"
+    (folder / "checkpoints" / "grad_norm.tsv").write_text(header + "".join(norms))
+    scores = []
+    for epoch, (_, _, valid500, test) in enumerate(epochs, 1):
+        scores += [(epoch, "test1", 500, valid500)] + ([(epoch, "test", 6750, test)] if test is not None else [])
+    if scores and done:
+        write_scores(folder, scores)
+    (folder / "wall_seconds").write_text("7500\n")
+    if diverged:
+        (folder / "diverged").write_text(diverged)
+    if done:
+        (folder / "done").write_text("2026-01-01T00:00:00Z\n")
+    return folder
+
+
+def report(study, *flags):
+    """Run ``fairseq-ln report`` and return RESULTS.md and the rows of results.tsv."""
+    assert cli.main(["report", str(study), *map(str, flags)]) == 0
+    out = flags[1] if flags else study
+    header, *rows = (line.split("\t") for line in (out / "results.tsv").read_text().splitlines())
+    return (out / "RESULTS.md").read_text(), [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def refusal(study, *flags):
+    """The sentence with which ``fairseq-ln report`` ends."""
+    with pytest.raises(SystemExit) as error:
+        cli.main(["report", str(study), *map(str, flags)])
+    assert isinstance(error.value.code, str) and "\n" not in error.value.code
+    return error.value.code
+
+
+def table(text, heading):
+    """The first Markdown table under a heading, as a list of dicts."""
+    lines = text[text.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study's folder of two finished runs with one seed each."""
+    write_run(tmp_path / "study")
+    write_run(tmp_path / "study", **PRE_SETTINGS)
+    return tmp_path / "study"
+
+
+# -- run_folder.py --
+
+
+def test_settings_are_read_as_they_were_written(tmp_path):
+    """settings.tsv is a table of names and texts, an empty text is kept."""
+    settings = read_run(write_run(tmp_path)).settings
+    assert settings == SETTINGS
+
+
+def test_losses_of_an_epoch_are_those_of_its_log_lines(tmp_path):
+    """Texts in fairseq's JSON become numbers; train_loss and wall come from the line after the validation."""
+    assert read_run(write_run(tmp_path)).epochs[1] == (2, 200, 7.5, 5.25, 4.0, 20.0)
+
+
+def test_points_are_the_train_inner_lines(tmp_path):
+    """Update, learning rate, loss and gradient norm, in the order of updates."""
+    points = read_run(write_run(tmp_path)).points
+    assert [point.update for point in points] == [50, 100, 150, 200, 250, 300]
+    assert points[0][1:] == (0.0005, 8.5, 1.2)
+
+
+def test_a_resumed_run_replaces_what_came_after_the_checkpoint_it_went_on_from(tmp_path):
+    """A sitting from update 100 on makes all later records of the one before void, repeated or not."""
+    first = inner(100) + valid(1, 100) + train(1, 100) + inner(150, loss="1") + inner(200) + valid(2, 200, "1")
+    run = read_run(write_run(tmp_path, log=first + "restart\n" + inner(120, loss="3"), done=False))
+    assert [(point.update, point.loss) for point in run.points] == [(100, 8.5), (120, 3.0)]
+    assert [epoch.epoch for epoch in run.epochs] == [1]
+
+
+def test_of_a_repeated_update_the_later_sitting_counts(tmp_path):
+    """Update 150 is logged twice, as 9 and as 4."""
+    run = read_run(write_run(tmp_path, log=inner(150, loss="9") + inner(150, loss="4"), done=False))
+    assert [point.loss for point in run.points] == [4.0]
+
+
+def test_of_a_repeated_epoch_the_later_sitting_counts(tmp_path):
+    """Epoch 2 is validated twice, as 5 and as 4, with its own train line each time."""
+    log = valid(1, 100) + valid(2, 200, "5") + train(2, 200, "9") + inner(150) + valid(2, 200, "4") + train(2, 200, "8")
+    epochs = read_run(write_run(tmp_path, log=log, done=False)).epochs
+    assert [(epoch.epoch, epoch.valid_loss, epoch.train_loss) for epoch in epochs][1:] == [(2, 4.0, 8.0)]
+
+
+@pytest.mark.parametrize("torn", ["\n", "", "2026-01-01 00:00:00 | INFO | restart\n", inner(80)])
+def test_a_torn_line_is_passed_over(tmp_path, torn):
+    """The last line of a killed training ends anywhere; the next sitting's first line may follow without a line feed."""
+    log = inner(50) + inner(60)[:-30] + torn
+    points = read_run(write_run(tmp_path, log=log, done=False)).points
+    assert [point.update for point in points] == [50, 80] if torn == inner(80) else [50]
+
+
+def test_carriage_returns_and_other_lines_do_no_harm(tmp_path):
+    """Lines end in CR LF or CR, and some are no JSON or no UTF-8."""
+    folder = write_run(tmp_path, done=False)
+    log = inner(50).replace("\n", "\r\n") + "| train_inner | {no json}\r| valid | []\n| valid | {}\n" + inner(100)
+    (folder / "train.log").write_bytes(b"\xff\xfe gr\xfc\xdft\n" + log.encode())
+    assert [point.update for point in read_run(folder).points] == [50, 100]
+
+
+@pytest.mark.parametrize("value, kept", [("inf", math.inf), ("5.25", 5.25), (3, 3.0)])
+def test_numbers_are_read_from_texts_and_numbers(value, kept):
+    """fairseq writes most numbers as texts."""
+    assert number(value) == kept
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", None, "-", math.nan])
+def test_what_is_no_number_is_nan(value):
+    """Null stands for a meter without values."""
+    assert math.isnan(number(value))
+
+
+def test_nan_and_infinity_as_bare_words_are_read(tmp_path):
+    """Python's json writes NaN and Infinity, which are no JSON."""
+    line = '| valid | {"epoch": 1, "valid_loss": NaN, "valid_nll_loss": Infinity, "valid_num_updates": 10}\n'
+    epoch = read_run(write_run(tmp_path, log=line, done=False)).epochs[0]
+    assert math.isnan(epoch.valid_loss) and epoch.valid_nll_loss == math.inf
+
+
+def test_the_best_epoch_has_the_lowest_finite_validation_loss(tmp_path):
+    """NaN never is the best, and of equals the earlier one is, as in the recipe's choice."""
+    losses = [("nan", 1, 1, None), (6.0, 1, 1, None), (5.0, 1, 1, 20), (5.0, 1, 1, None)]
+    assert read_run(write_run(tmp_path, epochs=losses)).best.epoch == 3
+
+
+def test_only_the_first_logged_update_gives_gradient_norms(tmp_path):
+    """grad_norm.tsv holds updates 1 and 100; the embedding's row has no layer."""
+    norms = read_run(write_run(tmp_path)).grad_norms
+    assert {norm.update for norm in norms} == {1} and len(norms) == 13 and norms[0].layer is None
+
+
+def test_a_torn_last_row_of_gradient_norms_is_passed_over(tmp_path):
+    """A row under way has no line feed yet."""
+    folder = write_run(tmp_path, done=False)
+    (folder / "checkpoints" / "grad_norm.tsv").write_text("update\tstack\tlayer\tmatrix\tnorm\n1\tencoder\t1\tfc1.we")
+    assert read_run(folder).grad_norms == []
+
+
+def test_a_run_just_begun_can_be_read(tmp_path):
+    """settings.tsv is there before all else."""
+    folder = write_run(tmp_path, done=False)
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("environment.json", "command.txt", "train.log", "wall_seconds"):
+        (folder / name).unlink()
+    run = read_run(folder)
+    assert (run.epochs, run.points, run.wall_seconds, run.updates, run.done) == ([], [], None, 0, False)
+
+
+@pytest.mark.parametrize("name", ["settings.tsv", "environment.json", "command.txt", "train.log", "scores.tsv"])
+def test_a_missing_file_of_a_finished_run_is_named(study, name):
+    """Nothing of a finished run is left out in silence, and nothing is written."""
+    (study / POST / "seed1" / name).unlink()
+    assert re.search(rf"there is no \S*{name}; delete|{name} cannot be read \(No such file.*delete", refusal(study))
+    assert not (study / "RESULTS.md").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, what",
+    [
+        ("settings.tsv", "study iwslt14\n", "line 1 has no tab"),
+        ("settings.tsv", "study\tiwslt14\n", "it lacks run, figure"),
+        ("settings.tsv", "study\ta\nstudy\tb\n", "study is there twice"),
+        ("settings.tsv", b"study\t\xff\n", "is not UTF-8"),
+        ("environment.json", "{", "no JSON"),
+        ("environment.json", "[]", "no JSON object"),
+        ("scores.tsv", "epoch\tbleu\n", "its first line is not the columns"),
+        ("scores.tsv", "\t".join(SCORES) + "\n1\t2\n", "line 2 is no row of scores"),
+        ("checkpoints/grad_norm.tsv", "update\tnorm\n", "its first line is not the columns"),
+        ("checkpoints/grad_norm.tsv", "update\tstack\tlayer\tmatrix\tnorm\n1\tx\n", "line 2 is no row"),
+        ("wall_seconds", "soon\n", "'soon' is no number of seconds"),
+        ("diverged", "it did\n", "it does not begin with an update number"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(study, name, content, what):
+    """One sentence: the file, the fault, the way out."""
+    path = study / POST / "seed1" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    sentence = refusal(study)
+    assert f"{path} is damaged ({what}" in sentence and "; put it right, or" in sentence
+
+
+def test_a_run_folder_under_another_name_is_refused(study):
+    """A copy of seed 1 as seed 2 would count one training twice."""
+    shutil.copytree(study / POST / "seed1", study / POST / "seed2")
+    assert f"is of {POST}/seed1" in refusal(study)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    """The sentence names it."""
+    assert f"there is no folder {tmp_path / 'no'}" in refusal(tmp_path / "no")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    """No empty report is written."""
+    assert "holds no run folders <run>/seed<k>" in refusal(tmp_path)
+
+
+def test_the_folder_above_a_study_is_refused_with_the_studys_name(study):
+    """``runs`` instead of ``runs/iwslt14-cpu``."""
+    assert f"give one of {study}" in refusal(study.parent)
+
+
+def test_the_folder_of_one_run_is_refused_with_the_studys_name(study):
+    """``runs/iwslt14-cpu/<run>/seed1`` instead of ``runs/iwslt14-cpu``."""
+    with pytest.raises(RunFolderError, match=re.escape(f"give the study's, {study}")):
+        read_study(study / POST / "seed1")
+
+
+# -- results.tsv --
+
+
+def test_results_begin_with_the_agreed_columns(study):
+    """Readers of results.tsv may count on their order."""
+    report(study)
+    columns = (study / "results.tsv").read_text().splitlines()[0].split("\t")
+    assert (
+        columns[:24]
+        == (
+            "run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr warmup_updates schedule "
+            "seed epochs updates valid_loss valid_nll_loss bleu sacrebleu signature diverged_at wall_seconds commit"
+        ).split()
+    )
+
+
+def test_each_run_and_seed_has_a_row(study):
+    """Ordered by run, then by seed as a number."""
+    for seed in (10, 9):
+        write_run(study, seed=seed)
+    _, rows = report(study)
+    assert [(row["run"], row["seed"]) for row in rows] == [(POST, "1"), (POST, "9"), (POST, "10"), (PRE, "1")]
+
+
+def test_scores_are_of_the_best_epoch_and_the_last_ones_stand_beside(study):
+    """Epoch 2 has the best validation loss; the run's length is that of all three epochs."""
+    row = report(study)[1][0]
+    assert (row["best_epoch"], row["valid_loss"], row["valid_nll_loss"], row["bleu"]) == ("2", "5.25", "4", "29.75")
+    assert (row["epochs"], row["updates"], row["last_bleu"], row["sacrebleu"]) == ("3", "300", "28.5", "28.75")
+
+
+def test_a_commit_with_changes_is_marked_dirty(tmp_path):
+    """In results.tsv and in RESULTS.md."""
+    write_run(tmp_path, environment={"dirty": True})
+    text, rows = report(tmp_path)
+    assert rows[0]["commit"] == "0123abc-dirty" and "- commit: 0123abc with uncommitted changes (dirty)" in text
+
+
+def test_a_tab_in_a_value_does_not_break_the_table(tmp_path):
+    """Whatever a device is called, a row has as many cells as the header."""
+    write_run(tmp_path, environment={"device": "a\tCPU\n"})
+    assert report(tmp_path)[1][0]["device"] == "a CPU"
+
+
+# -- RESULTS.md --
+
+
+def test_part_of_iwslt14_is_named_in_title_and_table_heading(study):
+    """40,653 of the 160,239 pairs that fairseq's preparation makes."""
+    text, _ = report(study)
+    assert text.startswith("# iwslt14: iwslt14-de-en, 40,653 of 160,239 pairs, preset cpu\n")
+    assert "\n## Runs (40,653 of 160,239 pairs)\n" in text
+
+
+@pytest.mark.parametrize("settings", [{"pairs": "160239"}, {"data": "libreoffice-help"}])
+def test_all_pairs_and_other_corpora_are_not_called_a_part(tmp_path, settings):
+    """Only a part of IWSLT14 is a part of IWSLT14."""
+    write_run(tmp_path, **settings)
+    assert " of 160,239 pairs" not in report(tmp_path)[0].split("## Ours")[0]
+
+
+def test_made_up_text_is_called_made_up(tmp_path):
+    """The corpus of recipes/corpora/grammar.py is named so before any number."""
+    write_run(tmp_path, data="grammar")
+    text, _ = report(tmp_path)
+    assert text.index("> **MADE-UP text**") < text.index("## What was run") and "`grammar` (MADE-UP text)" in text
+
+
+def test_real_text_is_not_called_made_up(study):
+    """The warning is for the grammar only."""
+    assert "MADE-UP" not in report(study)[0]
+
+
+def test_the_first_runs_command_is_there_in_full(study):
+    """command.txt, letter by letter."""
+    assert "\n```\nfairseq-train data/bin --adam-betas \\(0.9\\,0.98\\) --seed 1\n```\n" in report(study)[0]
+
+
+def test_what_was_run_names_versions_device_and_threads(study):
+    """All of environment.json."""
+    text, _ = report(study)
+    for line in ("torch: 2.5.1", "sacrebleu: 2.6.0", "device: a CPU with AMX", "threads: 2", "preset: cpu"):
+        assert f"\n- {line}\n" in text
+
+
+def test_runs_from_different_machines_are_listed_with_their_values(study):
+    """Where a value differs between runs, each stands with its runs."""
+    write_run(study, seed=2, environment={"device": "a GPU"})
+    line = f"- device: a CPU with AMX ({POST} seed 1, {PRE} seed 1); a GPU ({POST} seed 2)\n"
+    assert line in report(study)[0]
+
+
+def test_settings_that_differ_are_columns_and_the_others_stand_above(study):
+    """ln_position differs between the runs, lr does not, max_update does not apply to any."""
+    text, _ = report(study)
+    row = table(text, "## Runs")[0]
+    assert row["ln_position"] == "post" and "lr" not in row and "max_update" not in row
+    assert "Settings of all runs:" in text and "lr 5e-4," in text
+
+
+def test_the_table_says_which_loss_and_which_bleu_it_has(study):
+    """Base 2, with smoothing; perplexity is 2 to the nll loss (4.0), BLEU is lower-case by its signature."""
+    row = table(report(study)[0], "## Runs")[0]
+    assert row["best validation loss (base 2, label-smoothed 0.1)"] == "5.250"
+    assert (row["perplexity (2^nll)"], row["BLEU (tokenized, lower-case)"]) == ("16.00", "29.75")
+
+
+def test_signatures_are_listed_under_the_table(study):
+    """Each one once, with the number of test lines."""
+    text, _ = report(study)
+    assert text.count(f"- BLEU: `{BLEU}`") == text.count(f"- sacreBLEU: `{SACREBLEU}`") == 1
+    assert "(6,750 lines)" in text
+
+
+def test_a_run_not_finished_is_shown_as_such(study, capsys):
+    """It stands in the table with its epochs so far, in the warning on top, and on standard output."""
+    write_run(study, epochs=EPOCHS[:1], done=False, seed=2)
+    text, rows = report(study)
+    row = next(row for row in table(text, "## Runs") if row["seed"] == "2")
+    assert (row["state"], row["epochs"], row["BLEU (tokenized, lower-case)"]) == ("not finished", "1 of 3", "-")
+    assert f"**1 of 3 runs not finished**: {POST} seed 2" in text and rows[1]["state"] == "not finished"
+    assert "3 runs (1 not finished)" in capsys.readouterr().out
+
+
+def test_a_diverged_run_without_scores_is_a_result(study):
+    """Update, message and no numbers; no scores.tsv is needed."""
+    log = inner(50, loss="nan", gnorm="inf")
+    write_run(study, epochs=[], log=log, diverged="51\tFloatingPointError: gradients are Nan/Inf\n", seed=2)
+    text, rows = report(study)
+    assert (rows[1]["state"], rows[1]["diverged_at"], rows[1]["bleu"]) == ("diverged", "51", "")
+    assert f"{POST} seed 2 diverged at update 51: FloatingPointError: gradients are Nan/Inf" in text
+
+
+def test_a_diverged_pre_ln_run_is_called_unexpected(tmp_path):
+    """Pre-LN needs no warm-up (section 4)."""
+    write_run(tmp_path, **PRE_SETTINGS, diverged="7\tMinimum loss scale reached\n")
+    assert "**Pre-LN diverged**, which is not expected" in report(tmp_path)[0]
+
+
+def test_a_best_epoch_without_a_test_score_is_remarked(tmp_path):
+    """The column is empty, and the reader is told why."""
+    write_run(tmp_path, epochs=[(6.5, 5.5, 10.0, None)])
+    assert f"{POST} seed 1 has no score on the test set at its best epoch, 1" in report(tmp_path)[0]
+
+
+def test_runs_on_different_data_are_said_not_to_compare(study):
+    """A folder may hold runs of two presets."""
+    write_run(study, seed=2, preset="smoke", pairs="400")
+    text, _ = report(study)
+    assert "**Different presets** (cpu, smoke)" in text and "400 to 40,653 of 160,239 pairs" in text
+
+
+def test_a_cell_with_a_bar_does_not_break_the_table(tmp_path):
+    """Every row has as many cells as the header, bars are escaped."""
+    write_run(tmp_path, paper_bleu="34 | 35")
+    assert table(report(tmp_path)[0], "## Runs")[0]["paper's BLEU"] == "34 \\| 35"
+
+
+def test_wall_time_is_in_hours_and_minutes(study):
+    """7,500 seconds."""
+    assert table(report(study)[0], "## Runs")[0]["wall time"] == "2 h 05 min"
+
+
+# -- seeds --
+
+
+def test_means_over_seeds_have_the_t_interval(tmp_path):
+    """BLEU 20, 23, 26: mean 23, deviation 3, so 23 +- 4.30265 * 3 / sqrt(3) with 2 degrees of freedom."""
+    for seed, bleu in enumerate((20, 23, 26), 1):
+        write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, bleu)], seed=seed)
+    half = 4.302652729911275 * 3 / math.sqrt(3)
+    estimate = tables.seed_means(read_study(tmp_path))[0].bleu
+    assert estimate == pytest.approx((23, 23 - half, 23 + half), rel=1e-9)
+    cell = table(report(tmp_path)[0], "## Means over seeds")[0]["BLEU (tokenized, lower-case)"]
+    assert cell == f"23.00 ({23 - half:.2f} to {23 + half:.2f})"
+
+
+def test_one_seed_a_run_gives_no_table_of_means(study):
+    """An interval needs two."""
+    assert "## Means over seeds" not in report(study)[0]
+
+
+def test_seeds_left_out_of_a_mean_are_named(tmp_path):
+    """A run not finished and one that diverged in its first epoch give no number."""
+    write_run(tmp_path)
+    write_run(tmp_path, done=False, seed=2)
+    write_run(tmp_path, epochs=[], diverged="51\tNan\n", seed=3)
+    row = table(report(tmp_path)[0], "## Means over seeds")[0]
+    assert (row["finished seeds"], row["left out"]) == ("1 of 3", "seed 2 not finished; seed 3 diverged")
+    assert row["BLEU (tokenized, lower-case)"] == "29.75"
+
+
+# -- beside the paper --
+
+
+def difference(tmp_path, paper, bleu=29.75):
+    """The row of the table beside the paper's."""
+    write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, bleu)], paper_bleu=paper)
+    return table(report(tmp_path)[0], "## Ours beside the paper's")[0]
+
+
+def test_the_difference_to_the_paper_is_signed_and_worded(tmp_path):
+    """29.75 beside about 34."""
+    row = difference(tmp_path, "about 34")
+    assert (row["ours - paper's"], row["in words"]) == ("-4.25", "4.25 BLEU below the paper's")
+
+
+def test_a_bound_of_the_paper_is_held_by_a_smaller_number(tmp_path):
+    """The paper's runs without warm-up reach 8.45 at best."""
+    row = difference(tmp_path, "8.45 at best", 3.45)
+    assert (row["ours - paper's"], row["in words"]) == ("-5.00", "not above the paper's best")
+
+
+def test_words_of_the_paper_without_a_number_give_no_difference(tmp_path):
+    """ "well below Adam" is no number."""
+    row = difference(tmp_path, "well below Adam")
+    assert (row["ours - paper's"], row["in words"]) == ("-", "the paper gives no number")
+
+
+def test_a_run_not_finished_is_not_compared_with_the_paper(tmp_path):
+    """Its best epoch may still come."""
+    write_run(tmp_path, done=False)
+    row = table(report(tmp_path)[0], "## Ours beside the paper's")[0]
+    assert (row["ours"], row["in words"]) == ("-", "no finished run with a score")
+
+
+def test_a_smaller_study_is_no_reproduction(study):
+    """The sentence lists what differs: pairs, preset, epochs."""
+    text, _ = report(study)
+    assert "**No reproduction**" in text and "(40,653 of 160,239 pairs; preset cpu" in text
+    assert "at most 3 epochs, the paper 15" in text
+
+
+def test_the_papers_settings_with_all_pairs_are_not_called_different(tmp_path):
+    """Preset paper, 160,239 pairs, 15 epochs."""
+    write_run(tmp_path, preset="paper", pairs="160239", max_epoch="15")
+    assert "No reproduction" not in report(tmp_path)[0]
+
+
+def test_a_study_that_the_paper_has_not_is_not_compared(tmp_path):
+    """The quick start has no number of the paper."""
+    write_run(tmp_path, paper_bleu="")
+    text, _ = report(tmp_path)
+    assert "give no BLEU of the paper" in text and "paper's BLEU" not in text
+
+
+# -- figures --
+
+NAMES = ("valid_loss", "bleu", "learning_rate", "grad_norm_first_update")
+
+
+def test_all_figures_are_written_and_linked(study):
+    """PNG and SVG of each, and nothing else."""
+    text, _ = report(study)
+    files = {path.name for path in (study / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
+    assert all(f"(figures/{name}.png)" in text and f"(figures/{name}.svg)" in text for name in NAMES)
+
+
+def test_two_reports_are_equal_byte_for_byte(study, tmp_path):
+    """No date, no random ids, no order of a file system; also over an older report."""
+    for out in ("one", "two", "two"):
+        report(study, "--out", tmp_path / out)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 10
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+
+
+def test_a_report_leaves_no_temporary_file_and_no_run_folder_changed(study, tmp_path):
+    """With --out, the study is only read."""
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    report(study, "--out", tmp_path / "out")
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+    assert not list((tmp_path / "out").rglob("*.new"))
+
+
+def test_a_figure_without_data_is_left_out_and_said_to_be(tmp_path):
+    """An older one of a study made anew goes."""
+    folder = write_run(tmp_path)
+    report(tmp_path)
+    (folder / "checkpoints" / "grad_norm.tsv").unlink()
+    text, _ = report(tmp_path)
+    assert "no figure: no norms in checkpoints/grad_norm.tsv" in text
+    assert not list((tmp_path / "figures").glob("grad_norm*"))
+
+
+def test_a_run_without_a_curve_is_named_below_the_figure(study):
+    """A diverged run has no epoch, and is not forgotten."""
+    write_run(study, epochs=[], diverged="51\tNan\n", seed=2)
+    assert f"Without a curve (no epoch's end in train.log): {POST} seed 2." in report(study)[0]
+
+
+def test_the_legend_has_short_names_with_seeds_and_divergence(tmp_path):
+    """The study's name in front is left out."""
+    write_run(tmp_path)
+    write_run(tmp_path, seed=2, diverged="301\tNan\n")
+    labels = {curve.label for curve in tables.valid_loss_curves(read_study(tmp_path))}
+    assert labels == {"post-adam-lr5e-4-warmup4000 (2 seeds, 1 diverged)"}
+
+
+def test_values_that_are_not_finite_are_no_points_of_a_curve(tmp_path):
+    """A gap instead of an axis without end."""
+    write_run(tmp_path, epochs=[("nan", 1, 1, None), (6.0, 1, 1, 20), ("inf", 1, 1, None)])
+    (curve,) = tables.valid_loss_curves(read_study(tmp_path))
+    assert (curve.x, curve.y) == ([2], [6.0])
+
+
+def test_gradient_norms_have_a_panel_each_stack_and_matrix(study):
+    """W1 and W2 (weights, not biases), layers from 1, the first logged update: 1.1 l for seed 1 of Post-LN."""
+    panels = tables.grad_norm_curves(read_study(study))
+    assert set(panels) == {(stack, matrix) for stack in ("encoder", "decoder") for matrix in ("W1", "W2")}
+    assert panels["decoder", "W2"][0].x == [1, 2] and panels["decoder", "W2"][0].y == pytest.approx([1.1, 2.2])
+
+
+def test_runs_with_the_same_gradient_norms_share_a_curve(study):
+    """At the first update the learning rate has not acted yet."""
+    write_run(study, run="iwslt14-post-adam-lr1e-3-warmup4000", lr="1e-3")
+    labels = [curve.label for curve in tables.grad_norm_curves(read_study(study))["encoder", "W1"]]
+    assert labels == ["post-adam-lr1e-3-warmup4000 and 1 more with the same norms", "pre-adam-lr5e-4-step"]
+
+
+def test_runs_differ_in_line_and_marker_without_colour():
+    """The 18 runs of figures 2 and 4 can be told apart in grey."""
+    looks = plots.styles([f"run {i}" for i in range(18)]).values()
+    assert len({(look["linestyle"], look["marker"]) for look in looks}) == 18
+
+
+def test_seeds_of_a_run_look_alike_and_have_one_legend_entry(tmp_path):
+    """Three thin lines of one style."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path, seed=seed)
+    runs = read_study(tmp_path)
+    figure = plots.valid_loss(tables.valid_loss_curves(runs), plots.styles([POST]), tables.loss_name(runs))
+    lines = figure.axes[0].get_lines()
+    assert len(lines) == 3 and len({(line.get_color(), line.get_linestyle()) for line in lines}) == 1
+    assert len(figure.legends[0].get_texts()) == 1
+
+
+def test_axes_name_what_they_show(study):
+    """The loss with base and smoothing, BLEU with its sentences."""
+    runs = read_study(study)
+    style = plots.styles([POST, PRE])
+    loss = plots.valid_loss(tables.valid_loss_curves(runs), style, tables.loss_name(runs)).axes[0]
+    bleu = plots.bleu(tables.bleu_curves(runs), style, tables.valid500_lines(runs)).axes[0]
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "validation loss (base 2, label-smoothed 0.1)")
+    assert bleu.get_ylabel() == "tokenized BLEU, first 500 validation sentences"
+
+
+# -- writing --
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(study, tmp_path):
+    """--out names a file."""
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'}" in (sentence := refusal(study, "--out", tmp_path / "file"))
+    assert "cannot be written" in sentence and "--out" in sentence
