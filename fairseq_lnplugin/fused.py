@@ -17,21 +17,29 @@ except ImportError:
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def weight_in(dtype, *weights):
-    """The given parameters, stacked along dimension 0 and cast to ``dtype``.
+def cast(dtype, *weights):
+    """The given parameters, stacked along dimension 0, in ``dtype``."""
+    return torch.cat([weight.to(dtype) for weight in weights]) if len(weights) > 1 else weights[0].to(dtype)
 
-    Without gradients (validation, decoding) the result is kept on the first parameter until one of them changes.
-    """
-    if len(weights) == 1 and weights[0].dtype == dtype:
-        return weights[0]
-    if torch.is_grad_enabled():
-        return torch.cat([weight.to(dtype) for weight in weights]) if len(weights) > 1 else weights[0].to(dtype)
-    state = (dtype, *((weight.data_ptr(), weight._version) for weight in weights))
+
+def kept_cast(dtype, *weights):
+    """The same, kept on the first parameter until :func:`forget_casts`: decoding asks for it at every word."""
     kept = getattr(weights[0], "_kept_cast", None)
-    if kept is None or kept[0] != state:
-        kept = (state, torch.cat([weight.detach().to(dtype) for weight in weights]))
+    if kept is None or kept[0] != dtype:
+        kept = dtype, cast(dtype, *weights).detach()
         weights[0]._kept_cast = kept
     return kept[1]
+
+
+def forget_casts(module):
+    """Drop the kept casts of a module's parameters.
+
+    Optimizers change parameters through ``.data``, which leaves no trace on them, so a stack calls this whenever it is turned to
+    training or to evaluation.
+    """
+    for parameter in module.parameters():
+        if hasattr(parameter, "_kept_cast"):
+            del parameter._kept_cast
 
 
 def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
@@ -41,8 +49,9 @@ def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     fp16 and bf16 flags, where it is the type of everything).
     """
     dtype = compute_dtype_of(modules[0].weight, dtype)
-    weight = weight_in(dtype, *(module.weight for module in modules))
-    bias = None if modules[0].bias is None else weight_in(dtype, *(module.bias for module in modules))
+    take = cast if torch.is_grad_enabled() or modules[0].training else kept_cast
+    weight = take(dtype, *(module.weight for module in modules))
+    bias = None if modules[0].bias is None else take(dtype, *(module.bias for module in modules))
     return F.linear(x.to(dtype), weight, bias)
 
 
@@ -183,7 +192,7 @@ class _LabelSmoothedNLL(torch.autograd.Function):
         vocab = weight.size(0)
         smooth = epsilon / (vocab - 1)
         needs_grad = features.requires_grad or weight.requires_grad
-        x, w = features.to(dtype), weight_in(dtype, weight)
+        x, w = features.to(dtype), cast(dtype, weight)
         loss = torch.empty(target.numel(), device=x.device)
         nll = torch.empty_like(loss)
         grad_x = torch.empty_like(features) if needs_grad else None

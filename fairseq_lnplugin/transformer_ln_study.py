@@ -59,6 +59,11 @@ class Encoder(TransformerEncoderBase):
         super().__init__(cfg, dictionary, embed_tokens)
         self.layer_norm = final_norm(self)
 
+    def train(self, mode=True):
+        """Torch's, which comes before and after a change of the weights."""
+        fused.forget_casts(self)
+        return super().train(mode)
+
     def build_encoder_layer(self, cfg):
         """Fairseq's factory."""
         self.layers_built += 1
@@ -73,6 +78,11 @@ class Decoder(TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
         self.compute_dtype = COMPUTE_DTYPES[cfg.compute_dtype]
         self.layer_norm = final_norm(self)
+
+    def train(self, mode=True):
+        """Torch's, which comes before and after a change of the weights."""
+        fused.forget_casts(self)
+        return super().train(mode)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Fairseq's factory."""
@@ -158,16 +168,6 @@ class TransformerLNStudyModel(TransformerModel):
         cfg = TransformerConfig.from_namespace(args)
         return Decoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
-    def train(self, mode=True):
-        """As torch's, and drops the weights that were cast for decoding.
-
-        Most optimizers (fairseq's Adam, torch's fused ones) change weights without raising torch's version counter, by which
-        :func:`~fairseq_lnplugin.fused.weight_in` would see it.
-        """
-        for parameter in self.parameters():
-            vars(parameter).pop("_kept_cast", None)
-        return super().train(mode)
-
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As fairseq's.
 
@@ -189,6 +189,7 @@ class TransformerLNStudyModel(TransformerModel):
                     f"the checkpoint's {name} knows {len(table)} types and the data folder's dictionary has {len(stack.dictionary)}: "
                     "binarize with the dictionaries of its training (fairseq-preprocess --srcdict, --tgtdict)"
                 )
+        fused.forget_casts(self)
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)
         except RuntimeError as error:  # torch lists every difference, one a line, below a title

@@ -397,7 +397,8 @@ describe() {
       arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
       hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
-      max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update '' seed "$seed"
+      max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update '' seed "$seed" \
+      paper_bleu "${ROW[paper_bleu]}" note "${ROW[note]}"
   )
 }
 

@@ -1,7 +1,7 @@
 """transformer_ln_study.py, compat.py: what fairseq's commands do with ``transformer``, they do with our model.
 
-Commands that a user starts once run as such; variants of them run fairseq's ``main`` in this process, to save its start.
-:func:`train`, :func:`weights_in` and :data:`TINY` serve other test files too.
+Commands that a user starts once run as such; variants of them run fairseq's ``main`` in this process, to save time.
+:func:`train`, :func:`generate`, :func:`load`, :func:`built` and :func:`weights_in` serve other test files too.
 """
 
 import math
@@ -28,14 +28,25 @@ from fairseq_cli import validate as fairseq_validate
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
 #: What every training of these tests has in common; a later flag of the same name wins.
-TINY = "--arch transformer_ln_study_tiny --optimizer adam --lr 0.003 --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
-TINY += " --max-tokens 400 --required-batch-size-multiple 1 --cpu --num-workers 0 --log-format json --log-interval 1 --seed 1"
-TINY = TINY.split()
+TINY = ["--arch", "transformer_ln_study_tiny", "--optimizer", "adam", "--lr", 0.003, "--max-tokens", 400, "--cpu"]
+TINY += [
+    "--required-batch-size-multiple",
+    1,
+    "--num-workers",
+    0,
+    "--log-format",
+    "json",
+    "--log-interval",
+    1,
+    "--seed",
+    1,
+]
+SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
 
 
-def train(data, save_dir, *flags):
-    """``fairseq-train DATA --save-dir SAVE_DIR TINY FLAGS`` in this process."""
-    command = [str(word) for word in (data, "--save-dir", save_dir, *TINY, *flags)]
+def train(data, save_dir, *flags, criterion=SMOOTHED):
+    """``fairseq-train DATA --save-dir SAVE_DIR TINY CRITERION FLAGS`` in this process."""
+    command = [str(word) for word in (data, "--save-dir", save_dir, *TINY, *criterion, *flags)]
     args = options.parse_args_and_arch(options.get_training_parser(), input_args=command)
     fairseq_train.main(convert_namespace_to_omegaconf(args))
 
@@ -87,7 +98,7 @@ def trained(request, data_bin, tmp_path_factory):
 def commands(repo_root, data_bin, tmp_path_factory):
     """Save folder and log of the real fairseq-train, Pre-LN, all products in bfloat16."""
     save_dir = tmp_path_factory.mktemp("commands")
-    flags = [*TINY, "--ln-position", "pre", "--compute-dtype", "bfloat16", "--max-epoch", 3]
+    flags = [*TINY, *SMOOTHED, "--ln-position", "pre", "--compute-dtype", "bfloat16", "--max-epoch", 3]
     log = run_command(repo_root, "train", data_bin, "--user-dir", "fairseq_lnplugin", "--save-dir", save_dir, *flags)
     return save_dir, log
 
@@ -106,7 +117,18 @@ def test_interactive_decodes_as_generate_does(commands, repo_root, data_bin, tex
     """Three lines on standard input; umlauts are unknown words, not errors."""
     checkpoint = commands[0] / "checkpoint_last.pt"
     lines = (text_corpus / "test.de").read_text(encoding="utf-8").splitlines()[:3]
-    arguments = [data_bin, "--user-dir", "fairseq_lnplugin", "--path", checkpoint, "--cpu", "--max-len-b", 12, "--buffer-size", 4]
+    arguments = [
+        data_bin,
+        "--user-dir",
+        "fairseq_lnplugin",
+        "--path",
+        checkpoint,
+        "--cpu",
+        "--max-len-b",
+        12,
+        "--buffer-size",
+        4,
+    ]
     output = run_command(repo_root, "interactive", *arguments, text="\n".join([*lines, "grüß"]) + "\n")
     expected = generate(data_bin, checkpoint, tmp_path)
     found = hypotheses_in(output)
@@ -116,7 +138,7 @@ def test_interactive_decodes_as_generate_does(commands, repo_root, data_bin, tex
 
 @pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_validate_finds_the_loss_that_training_logged(dtype, optimizer, data_bin, tmp_path, caplog):
+def test_validate_finds_the_loss_that_training_logged(dtype, optimizer, data_bin, tmp_path, caplog, monkeypatch):
     """The weights that an epoch's validation used are those of its end, also after earlier validations."""
     caplog.set_level("INFO")
     train(data_bin, tmp_path, "--compute-dtype", dtype, "--optimizer", optimizer, "--max-epoch", 3)
@@ -125,6 +147,7 @@ def test_validate_finds_the_loss_that_training_logged(dtype, optimizer, data_bin
     command += ["--required-batch-size-multiple", 1, "--task", "translation", "--log-format", "json"]
     args = options.parse_args_and_arch(options.get_validation_parser(), input_args=[str(word) for word in command])
     caplog.clear()
+    monkeypatch.setattr(fairseq_validate, "reset_logging", lambda: None)  # it takes pytest's handlers away
     fairseq_validate.main(convert_namespace_to_omegaconf(args), override_args=args)
     found = [record.message for record in caplog.records if record.name == "valid"][-1]
     losses = [float(re.search(r'loss": "?([0-9.]+)', message)[1]) for message in (logged, found)]
@@ -144,8 +167,17 @@ def test_the_log_says_what_was_built(trained, data_bin, caplog):
 
 def test_hydra_train_runs_our_yaml(repo_root, data_bin, tmp_path):
     """examples/hydra/pre_ln.yaml with another size; fairseq-generate decodes what it trained, layers as given."""
-    overrides = [f"task.data={data_bin}", f"checkpoint.save_dir={tmp_path / 'checkpoints'}", f"hydra.run.dir={tmp_path / 'hydra'}"]
-    overrides += ["model._name=transformer_ln_study_tiny", "+model.encoder_layers=3", "common.cpu=true", "dataset.num_workers=0"]
+    overrides = [
+        f"task.data={data_bin}",
+        f"checkpoint.save_dir={tmp_path / 'checkpoints'}",
+        f"hydra.run.dir={tmp_path / 'hydra'}",
+    ]
+    overrides += [
+        "model._name=transformer_ln_study_tiny",
+        "+model.encoder_layers=3",
+        "common.cpu=true",
+        "dataset.num_workers=0",
+    ]
     overrides += ["optimization.max_epoch=1", "model.compute_dtype=bfloat16"]
     run_command(repo_root, "hydra_train", "--config-dir", "examples/hydra", "--config-name", "pre_ln", *overrides)
     checkpoint = tmp_path / "checkpoints/checkpoint_last.pt"
@@ -181,7 +213,7 @@ def test_the_score_of_each_beam_is_that_of_full_decoding(trained, data_bin):
 
 
 def test_beam_search_compiles_with_torchscript(trained, data_bin):
-    """fairseq's scripted SequenceGenerator over our model finds the eager one's hypotheses."""
+    """The scripted SequenceGenerator over our model finds the eager one's hypotheses."""
     model = load(trained / "checkpoint_last.pt", data_bin)
     src = torch.randint(4, 40, (2, 6), generator=torch.Generator().manual_seed(1))
     sample = {"net_input": {"src_tokens": src, "src_lengths": torch.tensor([6, 6])}}
@@ -195,11 +227,14 @@ def test_beam_search_compiles_with_torchscript(trained, data_bin):
 
 
 def test_layerdrop_trains_and_a_pruned_model_keeps_the_named_layers(data_bin, tmp_path):
-    """--encoder-layerdrop 0.5; --encoder-layers-to-keep at load: layers 1 and 2 of the checkpoint's three."""
+    """--encoder-layerdrop 0.5; --encoder-layers-to-keep at load: the checkpoint's last two of three.
+
+    The decoder's have to be named too: fairseq's pruning drops a stack that is not.
+    """
     flags = ["--encoder-layerdrop", 0.5, "--decoder-layerdrop", 0.5, "--encoder-layers", 3, "--max-update", 4]
     train(data_bin, tmp_path, *flags)
     checkpoint = tmp_path / "checkpoint_last.pt"
-    model = load(checkpoint, data_bin, encoder_layers_to_keep="1,2")
+    model = load(checkpoint, data_bin, encoder_layers_to_keep="1,2", decoder_layers_to_keep="0,1")
     assert len(model.encoder.layers) == 2
     whole = weights_in(checkpoint)
     for kept, original in ((0, 1), (1, 2)):
@@ -209,10 +244,20 @@ def test_layerdrop_trains_and_a_pruned_model_keeps_the_named_layers(data_bin, tm
 
 @pytest.mark.parametrize(
     "flags",
-    ["--share-all-embeddings", "--share-decoder-input-output-embed", "--layernorm-embedding", "--no-cross-attention",
-     "--encoder-learned-pos --decoder-learned-pos", "--encoder-embed-dim 32", "--decoder-output-dim 32", "--attention-dropout 0.1",
-     "--activation-fn gelu --activation-dropout 0.1", "--checkpoint-activations", "--criterion fused_label_smoothed_cross_entropy"],
-)  # fmt: skip
+    [
+        "--share-all-embeddings",
+        "--share-decoder-input-output-embed",
+        "--layernorm-embedding",
+        "--no-cross-attention",
+        "--encoder-learned-pos --decoder-learned-pos",
+        "--encoder-embed-dim 32",
+        "--decoder-output-dim 32",
+        "--attention-dropout 0.1",
+        "--activation-fn gelu --activation-dropout 0.1",
+        "--checkpoint-activations",
+        "--criterion fused_label_smoothed_cross_entropy",
+    ],
+)
 def test_a_flag_of_fairseqs_transformer_trains_and_decodes(flags, data_bin, tmp_path):
     """Two updates, then fairseq-generate on what they made."""
     train(data_bin, tmp_path, "--ln-position", "pre", "--max-update", 2, *flags.split())
@@ -221,10 +266,8 @@ def test_a_flag_of_fairseqs_transformer_trains_and_decodes(flags, data_bin, tmp_
 
 def test_adaptive_softmax_trains_and_decodes_with_its_own_criterion(data_bin, tmp_path):
     """As in stock fairseq, which has no other criterion for it."""
-    flags = [data_bin, "--save-dir", tmp_path, *" ".join(TINY).replace("label_smoothed_cross_entropy --label-smoothing 0.1", "adaptive_loss").split()]
-    flags += ["--adaptive-softmax-cutoff", "10,20", "--ddp-backend", "legacy_ddp", "--max-update", 2]
-    args = options.parse_args_and_arch(options.get_training_parser(), input_args=[str(flag) for flag in flags])
-    fairseq_train.main(convert_namespace_to_omegaconf(args))
+    flags = ["--adaptive-softmax-cutoff", "10,20", "--ddp-backend", "legacy_ddp", "--max-update", 2]
+    train(data_bin, tmp_path, *flags, criterion=["--criterion", "adaptive_loss"])
     assert sorted(generate(data_bin, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 2)) == list(range(40))
 
 
@@ -244,11 +287,16 @@ def test_activation_checkpointing_gives_the_same_gradients(position, flag):
 
 @pytest.mark.parametrize(
     "flags",
-    ["--fp16 --fp16-no-flatten-grads --fp16-init-scale 4", "--fp16 --memory-efficient-fp16 --fp16-init-scale 4", "--bf16",
-     "--bf16 --memory-efficient-bf16", "--amp"],
-)  # fmt: skip
+    [
+        "--fp16 --fp16-no-flatten-grads --fp16-init-scale 4",
+        "--fp16 --memory-efficient-fp16 --fp16-init-scale 4",
+        "--bf16",
+        "--bf16 --memory-efficient-bf16",
+        "--amp",
+    ],
+)
 def test_reduced_precision_trains_to_nearly_the_loss_of_float32(flags, data_bin, tmp_path, caplog):
-    """Six updates, the last one's loss within 1 %. (Plain --fp16 needs a GPU, in stock fairseq too.)"""
+    """Six updates, the last one's loss within 1 %; plain --fp16 needs a GPU, in stock fairseq too."""
     caplog.set_level("INFO")
     losses = []
     for extra in ([], flags.split()):
@@ -270,7 +318,9 @@ def built(**flags):
     args = Namespace(**{"arch": "transformer_ln_study_tiny", **flags})
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=dictionary, target_dictionary=dictionary))
+    model = TransformerLNStudyModel.build_model(
+        args, Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    )
     return model, torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(1))
 
 
@@ -295,7 +345,18 @@ def test_a_named_size_has_its_widths_in_both_stacks(arch, width, ffn_width, head
 
 def test_a_flag_wins_over_the_named_size_and_after_reload(data_bin, tmp_path):
     """Three layers and another FFN width, in training and in what fairseq-generate loads."""
-    train(data_bin, tmp_path, "--encoder-layers", 3, "--decoder-ffn-embed-dim", 96, "--ln-position", "pre", "--max-update", 1)
+    train(
+        data_bin,
+        tmp_path,
+        "--encoder-layers",
+        3,
+        "--decoder-ffn-embed-dim",
+        96,
+        "--ln-position",
+        "pre",
+        "--max-update",
+        1,
+    )
     model = load(tmp_path / "checkpoint_last.pt", data_bin)
     assert (len(model.encoder.layers), len(model.decoder.layers)) == (3, 2)
     assert [model.encoder.layers[0].fc1.out_features, model.decoder.layers[0].fc1.out_features] == [128, 96]
@@ -323,7 +384,7 @@ def test_stock_fairseq_decodes_the_same_hypotheses(trained, data_bin):
     """Beam search over the same weights in fairseq's transformer: tokens equal, scores to rounding."""
     ours = load(trained / "checkpoint_last.pt", data_bin)
     task = Namespace(source_dictionary=ours.encoder.dictionary, target_dictionary=ours.decoder.dictionary)
-    stock = TransformerModel.build_model(Namespace(**vars(ours.args)) if hasattr(ours.args, "__dict__") else ours.args, task).eval()
+    stock = TransformerModel.build_model(ours.args, task).eval()
     stock.load_state_dict(ours.state_dict())
     src = torch.randint(4, 40, (4, 6), generator=torch.Generator().manual_seed(3))
     sample = {"net_input": {"src_tokens": src, "src_lengths": torch.full((4,), 6)}}
@@ -341,12 +402,30 @@ def test_stock_fairseq_decodes_the_same_hypotheses(trained, data_bin):
 
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(repo_root, data_bin, tmp_path):
     """SIGKILL after the 10th update or a little later; the same command again; bit-equal to the unbroken run."""
-    flags = ["--ln-position", "pre", "--batch-size", 4, "--max-epoch", 2, "--save-interval-updates", 5, "--no-epoch-checkpoints"]
-    flags += ["--lr-scheduler", "warmup_inverse_sqrt", "--warmup-updates", 20, "--criterion", "fused_label_smoothed_cross_entropy"]
+    flags = [
+        "--ln-position",
+        "pre",
+        "--batch-size",
+        4,
+        "--max-epoch",
+        2,
+        "--save-interval-updates",
+        5,
+        "--no-epoch-checkpoints",
+    ]
+    flags += [
+        "--lr-scheduler",
+        "warmup_inverse_sqrt",
+        "--warmup-updates",
+        20,
+        "--criterion",
+        "fused_label_smoothed_cross_entropy",
+    ]
     train(data_bin, tmp_path / "unbroken", *flags)
     command = [sys.executable, "-m", "fairseq_cli.train", data_bin, "--user-dir", "fairseq_lnplugin"]
-    command = [str(word) for word in (*command, "--save-dir", tmp_path / "killed", *TINY, *flags)]
-    settings = {"cwd": repo_root, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    command = [str(word) for word in (*command, "--save-dir", tmp_path / "killed", *TINY, *SMOOTHED, *flags)]
+    settings = {"cwd": repo_root, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    settings |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command, **settings)
     while not (tmp_path / "killed/checkpoint_1_10.pt").exists() and run.poll() is None:
         time.sleep(0.01)

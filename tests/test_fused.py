@@ -3,13 +3,15 @@
 The oracle of a kernel is the torch path of the same function, which runs when ``fused.kernels`` is None.
 """
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq import checkpoint_utils
 
-from fairseq_lnplugin import fused
+from fairseq_lnplugin import fused, fused_label_smoothed_cross_entropy
 
 needs_kernels = pytest.mark.skipif(fused.kernels is None, reason="the kernels were not built: no C++ compiler at set-up")
 
@@ -205,10 +207,55 @@ def test_the_gradient_of_dropout_passes_where_it_kept(width, dtype):
     torch.testing.assert_close(grad_y.float(), factor, rtol=2**-7, atol=1e-6)
 
 
-def test_a_cast_weight_that_changed_in_place_is_cast_again():
-    """Without gradients the cast of a weight is kept, and an update of the weight must not go unseen."""
-    weight = torch.nn.Parameter(torch.ones(2, 2))
+class Projection(torch.nn.Linear):
+    """A module that keeps its cast as the stacks of the model do."""
+
+    def train(self, mode=True):
+        fused.forget_casts(self)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_weight_that_an_optimizer_changed_is_cast_again(mode):
+    """Optimizers write through .data, without a trace on the parameter: neither mode may go on with the old cast."""
+    projection = Projection(4, 4).eval()
+    x = torch.eye(4)
     with torch.no_grad():
-        fused.weight_in(torch.bfloat16, weight)
-        weight.add_(1)
-        assert torch.equal(fused.weight_in(torch.bfloat16, weight), torch.full((2, 2), 2.0, dtype=torch.bfloat16))
+        fused.linear(x, torch.bfloat16, projection)
+        getattr(projection, mode)()
+        fused.linear(x, torch.bfloat16, projection)
+        projection.train()
+        projection.weight.data.zero_()
+        projection.bias.data.zero_()
+        getattr(projection, mode)()
+        assert not fused.linear(x, torch.bfloat16, projection).any()
+
+
+def test_the_loss_sees_a_weight_that_an_optimizer_changed():
+    """The output projection is cast anew for every batch, also with gradients."""
+    weight, features = torch.nn.Parameter(torch.randn(5, 4)), random(3, 4)
+    target = torch.tensor([0, 1, 2])
+    fused.label_smoothed_nll(features, weight, target, 0.0, torch.bfloat16)
+    weight.data.zero_()
+    loss, _ = fused.label_smoothed_nll(features, weight, target, 0.0, torch.bfloat16)
+    torch.testing.assert_close(loss, torch.full((3,), math.log(5)))
+
+
+def test_training_in_bfloat16_and_its_validation_use_the_weights_of_the_update(data_bin, fairseq_train, tmp_path):
+    """What fairseq-train logs as validation loss after an epoch is what a fresh process finds in that epoch's checkpoint."""
+    common = [data_bin, "--arch", "transformer_ln_study_tiny", "--compute-dtype", "bfloat16", "--ln-position", "pre", "--lr", "5e-3",
+              "--criterion", "fused_label_smoothed_cross_entropy", "--optimizer", "fused_adam", "--lr-scheduler", "no_warmup",
+              "--max-tokens", "1000", "--log-format", "json", "--save-dir", tmp_path, "--required-batch-size-multiple", "1"]  # fmt: skip
+    log = fairseq_train([*common, "--max-epoch", "3"]).log
+    trained = [json.loads(line[line.index("{") :]) for line in log.splitlines() if "| valid | {" in line]
+    assert float(trained[-1]["valid_loss"]) < float(trained[0]["valid_loss"]) - 0.2
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "checkpoint3.pt")])
+    task.load_dataset("valid")
+    criterion = fused_label_smoothed_cross_entropy.FusedLabelSmoothedCrossEntropy(task, False, 0.0)
+    loss = tokens = 0
+    with torch.no_grad():
+        batches = task.get_batch_iterator(task.dataset("valid"), max_tokens=1000, required_batch_size_multiple=1)
+        for batch in batches.next_epoch_itr(shuffle=False):
+            batch_loss, sample_size, _ = criterion(models[0].eval(), batch)
+            loss, tokens = loss + batch_loss.item(), tokens + sample_size
+    assert abs(loss / tokens / math.log(2) - float(trained[-1]["valid_loss"])) < 2e-3

@@ -1,8 +1,8 @@
-"""ln_position.py, layers.py: later arrangements fit the interface, each a small class here, against its formula in plain torch.
+"""ln_position.py, layers.py: later arrangements fit the interface, each a small class here, against its formula.
 
-The classes are the tests' own (the plug-in has Pre-LN and Post-LN only). ``formula_*`` run a stack as the method's paper prints it:
-``x`` is what enters the stack, ``layers`` a list of layers, each a list of branches ``(f, ln)`` with ``f`` the sub-layer and ``ln`` the
-name of its norm. Sources beside each class.
+The classes are the tests' own (the plug-in has Pre-LN and Post-LN only). ``formula_*`` run a stack in plain torch as
+the method's paper prints it: ``x`` is what enters the stack, ``layers`` a list of layers, each a list of branches
+``(f, ln)`` with ``f`` the sub-layer and ``ln`` the name of its norm; ``final`` is the name of the norm after the stack.
 """
 
 import math
@@ -58,7 +58,7 @@ class BothStreams(nn.LayerNorm):
 
 
 class ResiDual(SublayerNorm):
-    """Xie et al. 2023, arXiv 2304.14802: p as Post-LN, q as Pre-LN, one branch of p for both; p and q side by side in x."""
+    """Xie et al. 2023, arXiv 2304.14802: p as Post-LN, q as Pre-LN, one branch; p and q side by side in x."""
 
     final_norm = BothStreams
 
@@ -85,7 +85,7 @@ def formula_residual(x, layers, p, final):
 
 
 class Admin(PostLN):
-    """Liu et al. 2020, arXiv 2004.08249: ``LN(omega x + f(x))``, omega a trained vector; started as admin-torch's default does."""
+    """Liu et al. 2020, arXiv 2004.08249: ``LN(omega x + f(x))``, omega a vector, trained; admin-torch's start."""
 
     def __init__(self, place):
         super().__init__(place)
@@ -176,7 +176,9 @@ def built(request, monkeypatch):
     args = Namespace(arch="transformer_ln_study_tiny", ln_position=request.param, **flags)
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
+    model = TransformerLNStudyModel.build_model(
+        args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -236,7 +238,9 @@ def test_an_arrangement_of_one_class_decodes_token_by_token(built, inputs):
     model, prev = built[1], inputs["prev_output_tokens"]
     with torch.no_grad():
         encoder_out, state = model.encoder.forward_torchscript(inputs), {}
-        columns = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))]
+        columns = [
+            model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))
+        ]
         torch.testing.assert_close(torch.cat(columns, 1), model.decoder(prev, encoder_out)[0], rtol=1e-4, atol=2e-5)
 
 
@@ -260,7 +264,9 @@ def test_an_arrangement_knows_stack_and_depths(position, encoder, decoder, monke
     monkeypatch.setitem(LN_POSITIONS, position, ARRANGEMENTS[position][0])
     args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, encoder_layers=6, decoder_layers=6)
     ARCH_CONFIG_REGISTRY[args.arch](args)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
+    model = TransformerLNStudyModel.build_model(
+        args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+    )
     for stack, expected in ((model.encoder, encoder), (model.decoder, decoder)):
         norm = stack.layers[-1].final_layer_norm
         factor = norm.alpha if position == "deepnorm" else norm.omega[0].item()

@@ -9,6 +9,7 @@ import pytest
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study import plots, tables
+from fairseq_lnplugin.study.report import curves_of, markdown
 from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_run, read_study
 
 BLEU = "nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:2.6.0"
@@ -64,10 +65,10 @@ def write_scores(folder, rows):
     (folder / "scores.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
 
 
-def write_run(study, epochs=EPOCHS, log=None, done=True, diverged=None, environment=(), **settings):
+def write_run(root, epochs=EPOCHS, log=None, done=True, diverged=None, environment=(), **settings):
     """A run folder as the recipes leave it: 100 updates an epoch, two layers a stack; returns its path."""
     settings = {**SETTINGS, **{name: str(value) for name, value in settings.items()}}
-    folder = study / settings["run"] / f"seed{settings['seed']}"
+    folder = root / settings["run"] / f"seed{settings['seed']}"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "settings.tsv").write_text("".join(f"{name}\t{value}\n" for name, value in settings.items()))
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **dict(environment)}))
@@ -103,12 +104,16 @@ def write_run(study, epochs=EPOCHS, log=None, done=True, diverged=None, environm
     return folder
 
 
-def report(study, *flags):
-    """Run ``fairseq-ln report`` and return RESULTS.md and the rows of results.tsv."""
+def report(study):
+    """The texts of a report without its figures: RESULTS.md, and the rows of results.tsv."""
+    runs = read_study(study)
+    header, *rows = (line.split("\t") for line in tables.tsv(tables.results(runs)).splitlines())
+    return markdown(runs, curves_of(runs)), [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def write_report(study, *flags):
+    """Run ``fairseq-ln report``."""
     assert cli.main(["report", str(study), *map(str, flags)]) == 0
-    out = flags[1] if flags else study
-    header, *rows = (line.split("\t") for line in (out / "results.tsv").read_text().splitlines())
-    return (out / "RESULTS.md").read_text(), [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def refusal(study, *flags):
@@ -183,7 +188,7 @@ def test_of_a_repeated_epoch_the_later_sitting_counts(tmp_path):
 
 @pytest.mark.parametrize("torn", ["\n", "", "2026-01-01 00:00:00 | INFO | restart\n", inner(80)])
 def test_a_torn_line_is_passed_over(tmp_path, torn):
-    """The last line of a killed training ends anywhere; the next sitting's first line may follow without a line feed."""
+    """The last line of a killed training ends anywhere, and the next sitting's first line may follow in the same."""
     log = inner(50) + inner(60)[:-30] + torn
     points = read_run(write_run(tmp_path, log=log, done=False)).points
     assert [point.update for point in points] == [50, 80] if torn == inner(80) else [50]
@@ -199,7 +204,7 @@ def test_carriage_returns_and_other_lines_do_no_harm(tmp_path):
 
 @pytest.mark.parametrize("value, kept", [("inf", math.inf), ("5.25", 5.25), (3, 3.0)])
 def test_numbers_are_read_from_texts_and_numbers(value, kept):
-    """fairseq writes most numbers as texts."""
+    """In its JSON fairseq writes most numbers as texts."""
     assert number(value) == kept
 
 
@@ -259,7 +264,7 @@ def test_a_missing_file_of_a_finished_run_is_named(study, name):
         ("settings.tsv", "study iwslt14\n", "line 1 has no tab"),
         ("settings.tsv", "study\tiwslt14\n", "it lacks run, figure"),
         ("settings.tsv", "study\ta\nstudy\tb\n", "study is there twice"),
-        ("settings.tsv", b"study\t\xff\n", "is not UTF-8"),
+        ("settings.tsv", b"study\t\xff\n", "byte 6 is not UTF-8"),
         ("environment.json", "{", "no JSON"),
         ("environment.json", "[]", "no JSON object"),
         ("scores.tsv", "epoch\tbleu\n", "its first line is not the columns"),
@@ -310,15 +315,12 @@ def test_the_folder_of_one_run_is_refused_with_the_studys_name(study):
 
 def test_results_begin_with_the_agreed_columns(study):
     """Readers of results.tsv may count on their order."""
-    report(study)
-    columns = (study / "results.tsv").read_text().splitlines()[0].split("\t")
-    assert (
-        columns[:24]
-        == (
-            "run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr warmup_updates schedule "
-            "seed epochs updates valid_loss valid_nll_loss bleu sacrebleu signature diverged_at wall_seconds commit"
-        ).split()
+    columns = list(report(study)[1][0])
+    agreed = (
+        "run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr warmup_updates schedule"
+        " seed epochs updates valid_loss valid_nll_loss bleu sacrebleu signature diverged_at wall_seconds commit"
     )
+    assert columns[:24] == agreed.split()
 
 
 def test_each_run_and_seed_has_a_row(study):
@@ -419,14 +421,13 @@ def test_signatures_are_listed_under_the_table(study):
     assert "(6,750 lines)" in text
 
 
-def test_a_run_not_finished_is_shown_as_such(study, capsys):
-    """It stands in the table with its epochs so far, in the warning on top, and on standard output."""
+def test_a_run_not_finished_is_shown_as_such(study):
+    """It stands in the table with its epochs so far, and in the warning on top."""
     write_run(study, epochs=EPOCHS[:1], done=False, seed=2)
     text, rows = report(study)
     row = next(row for row in table(text, "## Runs") if row["seed"] == "2")
     assert (row["state"], row["epochs"], row["BLEU (tokenized, lower-case)"]) == ("not finished", "1 of 3", "-")
     assert f"**1 of 3 runs not finished**: {POST} seed 2" in text and rows[1]["state"] == "not finished"
-    assert "3 runs (1 not finished)" in capsys.readouterr().out
 
 
 def test_a_diverged_run_without_scores_is_a_result(study):
@@ -455,6 +456,17 @@ def test_runs_on_different_data_are_said_not_to_compare(study):
     write_run(study, seed=2, preset="smoke", pairs="400")
     text, _ = report(study)
     assert "**Different presets** (cpu, smoke)" in text and "400 to 40,653 of 160,239 pairs" in text
+
+
+def test_a_warm_up_that_the_preset_scaled_is_explained(study):
+    """The run is called warmup4000, as the paper's, and has 1000."""
+    assert "Run names tell the paper's warm-up" in report(study)[0]
+
+
+def test_a_warm_up_as_its_name_says_needs_no_explanation(tmp_path):
+    """With preset paper, name and setting agree."""
+    write_run(tmp_path, warmup_updates="4000")
+    assert "Run names tell" not in report(tmp_path)[0]
 
 
 def test_a_cell_with_a_bar_does_not_break_the_table(tmp_path):
@@ -519,7 +531,7 @@ def test_a_bound_of_the_paper_is_held_by_a_smaller_number(tmp_path):
 
 
 def test_words_of_the_paper_without_a_number_give_no_difference(tmp_path):
-    """ "well below Adam" is no number."""
+    """Such as "well below Adam"."""
     row = difference(tmp_path, "well below Adam")
     assert (row["ours - paper's"], row["in words"]) == ("-", "the paper gives no number")
 
@@ -556,39 +568,38 @@ def test_a_study_that_the_paper_has_not_is_not_compared(tmp_path):
 NAMES = ("valid_loss", "bleu", "learning_rate", "grad_norm_first_update")
 
 
-def test_all_figures_are_written_and_linked(study):
-    """PNG and SVG of each, and nothing else."""
-    text, _ = report(study)
+def test_all_figures_are_written_and_linked(study, capsys):
+    """PNG and SVG of each, and nothing else; standard output says how many."""
+    write_run(study, epochs=EPOCHS[:1], done=False, seed=2)
+    write_report(study)
+    text = (study / "RESULTS.md").read_text()
     files = {path.name for path in (study / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
     assert all(f"(figures/{name}.png)" in text and f"(figures/{name}.svg)" in text for name in NAMES)
+    assert capsys.readouterr().out == f"{study / 'RESULTS.md'}: 3 runs (1 not finished), 4 figures\n"
 
 
-def test_two_reports_are_equal_byte_for_byte(study, tmp_path):
-    """No date, no random ids, no order of a file system; also over an older report."""
-    for out in ("one", "two", "two"):
-        report(study, "--out", tmp_path / out)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 10
-    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
-
-
-def test_a_report_leaves_no_temporary_file_and_no_run_folder_changed(study, tmp_path):
-    """With --out, the study is only read."""
+def test_two_reports_are_equal_byte_for_byte_and_change_no_run_folder(study, tmp_path):
+    """No date, no random ids, no order of a file system, nothing temporary left."""
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
-    report(study, "--out", tmp_path / "out")
+    for out in ("one", "two"):
+        write_report(study, "--out", tmp_path / out)
+    one, two = (
+        {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}
+        for out in ("one", "two")
+    )
+    assert one == two and len(one) == 10
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
-    assert not list((tmp_path / "out").rglob("*.new"))
 
 
 def test_a_figure_without_data_is_left_out_and_said_to_be(tmp_path):
-    """An older one of a study made anew goes."""
-    folder = write_run(tmp_path)
-    report(tmp_path)
-    (folder / "checkpoints" / "grad_norm.tsv").unlink()
-    text, _ = report(tmp_path)
-    assert "no figure: no norms in checkpoints/grad_norm.tsv" in text
-    assert not list((tmp_path / "figures").glob("grad_norm*"))
+    """An older one, of the study before it was made anew, goes."""
+    write_run(tmp_path / "study", log="", epochs=[], done=False)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "bleu.png").write_bytes(b"old")
+    write_report(tmp_path / "study", "--out", tmp_path)
+    assert "no figure: no epoch scored on the subset test1" in (tmp_path / "RESULTS.md").read_text()
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["grad_norm_first_update"] * 2
 
 
 def test_a_run_without_a_curve_is_named_below_the_figure(study):

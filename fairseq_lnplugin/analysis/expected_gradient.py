@@ -9,10 +9,10 @@ in nats, dropout as in training, sum over the mini-batch's target tokens divided
     expected_gradient   || (g_1 + ... + g_N) / N ||_F, element-wise mean first, every mini-batch weighing the same
     batch_gradient      (||g_1||_F + ... + ||g_N||_F) / N, what --grad-norm-interval logs, on average
 
-A seed makes the initial weights and the order of mini-batches as fairseq-train --seed does, and mini-batch b is run with the random
-numbers of update b, so that g_1 is the gradient of that training's first update. The weights are held still. A checkpoint has its
-weights already: seeds then differ in mini-batches and dropout only. One sitting's results are one line each in measurements.jsonl;
-the same command goes on where it was killed, and commands with different seeds may write to one folder at a time.
+A seed makes the initial weights and the order of mini-batches as fairseq-train --seed does, and mini-batch b is run with the
+random numbers of update b, so that g_1 is the gradient of that training's first update. The weights are held still. A checkpoint
+has its weights already: seeds then differ in mini-batches and dropout only. Each model's result is a line of measurements.jsonl;
+the same command goes on where it was killed, and several commands with different seeds may write to one folder at once.
 """
 
 import contextlib
@@ -69,7 +69,9 @@ def add_arguments(parser):
     models.add_argument("--dropout", type=float, metavar="P", help="(default: as trained; 0.1 for new models)")
     models.add_argument("--label-smoothing", type=float, metavar="E", help="(default: as trained; 0.1 for new models)")
     models.add_argument(
-        "--compute-dtype", choices=sorted(COMPUTE_DTYPES), help="type of the matrix products (default: as trained; float32 for new models)"
+        "--compute-dtype",
+        choices=sorted(COMPUTE_DTYPES),
+        help="type of the matrix products (default: as trained; float32 for new models)",
     )
     batches = parser.add_argument_group("mini-batches")
     batches.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="(default: 1)")
@@ -151,8 +153,8 @@ def common(sources):
         for name in SHARED:
             if getattr(other, name) != getattr(first, name):
                 raise UserError(
-                    f"{other.title} has --{name.replace('_', '-')} {getattr(other, name)} and {first.title} has {getattr(first, name)}; "
-                    "measure them into two folders"
+                    f"{other.title} has --{name.replace('_', '-')} {getattr(other, name)} and {first.title} has "
+                    f"{getattr(first, name)}; measure them into two folders"
                 )
     return {name: getattr(first, name) for name in SHARED}
 
@@ -200,7 +202,9 @@ class Data:
             self.dataset = self.task.dataset(args.subset)
         except Exception as error:  # whatever fairseq raises on files that are missing or no data
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{args.data} has no part {args.subset!r} that can be read ({text}); see fairseq-preprocess") from None
+            raise UserError(
+                f"{args.data} has no part {args.subset!r} that can be read ({text}); see fairseq-preprocess"
+            ) from None
         if len(self.dataset) == 0:
             raise UserError(f"the part {args.subset!r} of {args.data} has no sentence; give another --subset or folder")
         cfg = self.task.cfg
@@ -233,14 +237,14 @@ class Data:
             ).next_epoch_itr(shuffle=True)
         if len(epoch) < args.batches:
             raise UserError(
-                f"{args.data} has {len(epoch)} mini-batches of {args.max_tokens} tokens and --batches is {args.batches}; "
-                "ask for fewer, or lower --max-tokens"
+                f"{args.data} has {len(epoch)} mini-batches of {args.max_tokens} tokens and --batches is {args.batches}; ask for "
+                "fewer, or lower --max-tokens"
             )
         return (next(epoch) for _ in range(args.batches))
 
 
 def configuration(argv):
-    """fairseq's configuration of a training with these arguments (the first is the data folder)."""
+    """Fairseq's configuration of a training with these arguments (the first is the data folder)."""
     parser = options.get_training_parser()
     arguments = ["--task=translation", "--arch=transformer_ln_study_tiny", *argv]
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
@@ -311,14 +315,16 @@ class TrainedModel:
         if not issubclass(ARCH_MODEL_REGISTRY.get(self.arch, object), TransformerLNStudyModel):
             raise UserError(f"{path} holds a model of architecture {self.arch}; give a checkpoint of this plug-in's Transformer")
         if cfg.encoder_layers != cfg.decoder_layers:
-            raise UserError(f"{path} has {cfg.encoder_layers} encoder and {cfg.decoder_layers} decoder layers; give one with as many of both")
+            raise UserError(
+                f"{path} has {cfg.encoder_layers} encoder and {cfg.decoder_layers} decoder layers; give one with as many of both"
+            )
         self.weight_init, self.ln_position, self.layers = cfg.weight_init, cfg.ln_position, cfg.encoder_layers
         for name in ("arch", "weight_init", "ln_position", "layers"):
             asked = getattr(args, name)
             if asked is not None and getattr(self, name) not in np.atleast_1d(asked):
                 raise UserError(
-                    f"{path} has --{name.replace('_', '-')} {getattr(self, name)}, which is not what was asked for; "
-                    "leave the flag out, a checkpoint has its own"
+                    f"{path} has --{name.replace('_', '-')} {getattr(self, name)}, which is not what was asked for; leave the "
+                    "flag out, a checkpoint has its own"
                 )
         trained = getattr(state["cfg"].criterion, "label_smoothing", None) if state["cfg"].criterion is not None else None
         self.dropout = cfg.dropout if args.dropout is None else args.dropout
@@ -375,11 +381,11 @@ def measure(model, criterion, batches, seed, progress=lambda share: None):
     """Gradient norms and hidden-state norms of one model.
 
     ``batches``: an iterator over fairseq's samples; ``seed``: mini-batch b (from 0) is run with the random numbers of
-    ``seed + b``; ``progress``: called with the number of mini-batches done. Memory beside the model: the gradients of W1 and W2 of
-    one mini-batch, and two sums of their size, whatever the number of mini-batches.
+    ``seed + b``; ``progress``: called with the number of mini-batches done. Memory beside the model: the gradients of W1 and W2
+    of one mini-batch, and two sums of their size, whatever the number of mini-batches.
 
     Returns:
-        dict: ``matrices``, a list of :meth:`Sums.norms`; ``hidden``, of :func:`hidden_states`; ``loss``, per target token in nats.
+        dict: ``matrices``, of :meth:`Sums.norms`; ``hidden``, of :func:`hidden_states`; ``loss``, per target token in nats.
 
     Raises:
         UserError: a loss or gradient is not finite.
@@ -405,8 +411,8 @@ def measure(model, criterion, batches, seed, progress=lambda share: None):
         loss_per_token = loss.item() / sample_size
         if not math.isfinite(loss_per_token):
             raise UserError(
-                f"the loss of mini-batch {number + 1} (seed {seed}) is {loss_per_token}; "
-                "the model cannot be measured, look for what overflows in it"
+                f"the loss of mini-batch {number + 1} (seed {seed}) is {loss_per_token}; the model cannot be measured, look for "
+                "what overflows in it"
             )
         loss.backward()
         sums.add(1 / sample_size)
@@ -450,9 +456,9 @@ class Sums:
         """One dict a matrix, with Frobenius norms.
 
         ``stack``, ``layer`` (from 1), ``matrix``; ``expected_gradient``, ``batch_gradient`` as at the top of this file;
-        ``unbiased_gradient``, the root of an unbiased estimate of the squared norm of what the expected gradient tends to with ever
-        more mini-batches; ``weight``, the matrix's own; and of an Adam update divided by its rate: ``adam_first``, the very first one,
-        and ``adam_still``, a later one if the weights stood still (root of the mean square over its random first moment).
+        ``unbiased_gradient``, the root of an unbiased estimate of the squared norm of what the expected gradient tends to with
+        ever more mini-batches; ``weight``, the matrix's own; and of an Adam update divided by its rate: ``adam_first``, the very
+        first one, ``adam_still``, a later one if the weights stood still (root of the mean square over its random first moment).
         """
         rows = []
         for name, matrix in self.matrices.items():
@@ -495,7 +501,7 @@ def recorded_sums():
 def squared_norms_of(recorded, model, sample):
     """``||x||^2 / d`` of the sums after each layer's FFN, at real tokens: a list, layer by layer, encoder first.
 
-    For Post-LN that is x^{post,5}, just before the layer's last LN; for Pre-LN the stream as it leaves the layer (paper, lemma 2).
+    For Post-LN that is x^{post,5}, just before the layer's last LN; for Pre-LN the stream as it leaves the layer (lemma 2).
     """
     layers = [(len(model.encoder.layers), 2, sample["net_input"]["src_tokens"])]
     layers.append((len(model.decoder.layers), 3, sample["net_input"]["prev_output_tokens"]))

@@ -36,7 +36,10 @@ def gradients(folder, rows):
             )
         axis.axvline(fewest + 0.5, color="grey", linewidth=0.7)
         axis.set_xticks(range(1, 2 * fewest + 1), [f"{side}{n}" for side in "ED" for n in range(1, fewest + 1)])
-        axis.set(title=f"{'(a)' if name == 'W1' else '(b)'} {name} of each FFN, {fewest}-{fewest}, {inits[0]}", xlabel="layer of encoder E, decoder D")
+        axis.set(
+            title=f"{'(a)' if name == 'W1' else '(b)'} {name} of each FFN, {fewest}-{fewest}, {inits[0]}",
+            xlabel="layer of encoder E, decoder D",
+        )
     depths = sorted({row["layers"] for row in expected})
     for axis, position, letter in ((axes[1][0], "pre", "(c)"), (axes[1][1], "post", "(d)")):
         for weight_init in inits:
@@ -61,7 +64,9 @@ def gradients(folder, rows):
             axis.axhline(1.6, color="grey", linestyle="--", label="the paper's figure, about 1.6")
         elif of_init_reference(expected, inits[0], depths):
             start = of_init_reference(expected, inits[0], depths)
-            axis.plot(depths, [start * (depth / depths[0]) ** -0.5 for depth in depths], "--", color="grey", label="layers^(-1/2)")
+            axis.plot(
+                depths, [start * (depth / depths[0]) ** -0.5 for depth in depths], "--", color="grey", label="layers^(-1/2)"
+            )
         axis.set_xticks(depths, [f"{depth}-{depth}" for depth in depths])
         axis.set(title=f"{letter} last decoder W2 before training, {TITLES[position]}", xlabel="layers")
     for axis in axes.flat:
@@ -70,6 +75,39 @@ def gradients(folder, rows):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     return save(figure, folder, "figure3")
+
+
+def theory(folder, checks):
+    """Theorem 1's norms against depth and width, and every claim's measured value in its range. Returns the paths written.
+
+    ``checks``: of :mod:`~fairseq_lnplugin.analysis.theory`.
+    """
+    plt = pyplot()
+    ranged = [check for check in checks if check.allowed and all(map(math.isfinite, check.allowed))]
+    figure, axes = plt.subplots(1, 3, figsize=(15, max(4.5, 0.22 * len(ranged))), width_ratios=(1, 1, 1.3))
+    curves = [check.curve for check in checks if check.curve]
+    for axis, x, name in zip(axes, "Ld", ("number of layers L", "width d"), strict=False):
+        for position, _, points in (curve for curve in curves if curve.x == x):
+            rows = [{"norm": estimate.value, "low": estimate.low, "high": estimate.high} for estimate in points.values()]
+            errorbar(axis, list(points), rows, color=COLOURS[position], marker="o", label=TITLES[position])
+            if x == "L" and position == "pre":
+                last = max(points)
+                reference = [points[last].value * (value / last) ** -0.5 for value in points]
+                axis.plot(list(points), reference, "--", color="grey", label="L^(-1/2)")
+        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="norm of the last W2's gradient", title=f"theorem 1, {name}")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    for row, check in enumerate(reversed(ranged)):
+        low, high = check.allowed
+        middle, half = (low + high) / 2, (high - low) / 2
+        ends = [(check.measured.low - middle) / half, (check.measured.high - middle) / half]
+        colour = "#15803d" if check.verdict == "holds" else "#b91c1c"
+        axes[2].plot([max(-2, min(2, end)) for end in ends], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
+        axes[2].plot(max(-2, min(2, (check.measured.value - middle) / half)), row, "|", color=colour)
+    axes[2].axvspan(-1, 1, color="grey", alpha=0.15)
+    axes[2].set_yticks(range(len(ranged)), [f"{check.item}: {check.claim[:44]}" for check in reversed(ranged)], fontsize=6)
+    axes[2].set(xlim=(-2, 2), xlabel="95 % interval; grey: the range that the claim allows", title="claims")
+    return save(figure, folder, "theory")
 
 
 def of_init_reference(rows, weight_init, depths):
@@ -96,7 +134,7 @@ def errorbar(axis, x, rows, **style):
 
 
 def pyplot():
-    """matplotlib's pyplot, drawing to files."""
+    """Matplotlib's pyplot, drawing to files."""
     import matplotlib
 
     matplotlib.use("Agg")

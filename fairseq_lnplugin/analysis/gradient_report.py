@@ -79,7 +79,10 @@ def grouped(records):
         groups[Group(unit["weight_init"], unit["ln_position"], unit["layers"], updates)].append(record)
     order = {"xavier_uniform": 0, "xavier_normal": 1, "fairseq": 2}
     return dict(
-        sorted(groups.items(), key=lambda item: (item[0].updates or -1, order.get(item[0].weight_init, 9), item[0].layers, item[0][1]))
+        sorted(
+            groups.items(),
+            key=lambda item: (item[0].updates or -1, order.get(item[0].weight_init, 9), item[0].layers, item[0][1]),
+        )
     )
 
 
@@ -186,15 +189,15 @@ def markdown(groups, records, rows, facts, drawn):
         "# Figure 3: gradient norms of the FFN matrices",
         "",
         f"`fairseq-ln gradients`: {shared['arch']}, {shared['compute_dtype']} products, dropout {shared['dropout']}, "
-        f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from `{data['subset']}` "
-        f"({data['pairs']:,} pairs, {data['languages']}, {data['types'][0]:,} and {data['types'][1]:,} types), "
-        f"{sum(map(len, groups.values()))} models in {sum(record['seconds'] for record in records) / 60:.0f} minutes on "
-        f"{facts['environment']['device']}, {facts['environment']['threads']} threads.",
+        f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from `{data['subset']}` ({data['pairs']:,} "
+        f"pairs, {data['languages']}, {data['types'][0]:,} and {data['types'][1]:,} types), {sum(map(len, groups.values()))} "
+        f"models in {sum(record['seconds'] for record in records) / 60:.0f} minutes on {facts['environment']['device']}, "
+        f"{facts['environment']['threads']} threads.",
         "",
-        f"Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing {shared['label_smoothing']} as in "
-        "training. *Expected gradient*: element-wise mean over the mini-batches, then the norm (the paper's). *Batch gradient*: the mean of "
-        "the mini-batches' own norms, another quantity. Brackets: 95 % interval (Student's t) over seeds; a seed changes the initial weights, "
-        "the mini-batches and the dropout.",
+        "Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing "
+        f"{shared['label_smoothing']} as in training. *Expected gradient*: element-wise mean over the mini-batches, then the "
+        "norm (the paper's). *Batch gradient*: the mean of the mini-batches' own norms, another quantity. Brackets: 95 % "
+        "interval (Student's t) over seeds; a seed changes the initial weights, the mini-batches and the dropout.",
         "",
     ]
     lines += depth_section(groups)
@@ -214,7 +217,8 @@ def depth_section(groups):
     lines = [
         "## Figure 3 (c, d): W2 of the decoder's last layer, before training",
         "",
-        "| weight init | position | layers | expected gradient | batch gradient | expected, unbiased | paper | ours / paper | seeds |",
+        "| weight init | position | layers | expected gradient | batch gradient | expected, unbiased | paper | ours / paper | "
+        "seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     widest = 0.0
@@ -225,16 +229,16 @@ def depth_section(groups):
         widest = max(widest, 0.0 if math.isnan(half) else half)
         post = group.ln_position == "post"
         lines.append(
-            f"| {group.weight_init} | {TITLES.get(group.ln_position, group.ln_position)} | {group.layers}-{group.layers} | {bracket(expected)} "
-            f"| {bracket(intervals.mean(last_w2(records, 'batch_gradient')))} "
-            f"| {f'{sum(unbiased) / len(unbiased):.3f}' if unbiased else '-'} "
-            f"| {f'about {PAPER_POST_LN}' if post else 'falls with depth'} | {f'{expected.value / PAPER_POST_LN:.2f}' if post else '-'} "
-            f"| {len(records)} |"
+            f"| {group.weight_init} | {TITLES.get(group.ln_position, group.ln_position)} | {group.layers}-{group.layers} | "
+            f"{bracket(expected)} | {bracket(intervals.mean(last_w2(records, 'batch_gradient')))} | "
+            f"{f'{sum(unbiased) / len(unbiased):.3f}' if unbiased else '-'} | "
+            f"{f'about {PAPER_POST_LN}' if post else 'falls with depth'} | "
+            f"{f'{expected.value / PAPER_POST_LN:.2f}' if post else '-'} | {len(records)} |"
         )
     lines += [
         "",
-        "*Unbiased*: what the expected gradient would come to with ever more mini-batches; the mean over N still holds 1/N of the "
-        "mini-batches' variance."
+        "*Unbiased*: what the expected gradient would come to with ever more mini-batches; the mean over N still holds 1/N of "
+        "the mini-batches' variance."
         + (f" The widest interval of the expected gradient is {100 * widest:.1f} % of its mean, either way." if widest else ""),
         "",
     ]
@@ -262,19 +266,21 @@ def depth_sentences(weight_init, initial, exponents):
     """Where the numbers of one init differ from the paper's, in words."""
     of_init = {group: records for group, records in initial.items() if group.weight_init == weight_init}
     lines = []
-    post = [intervals.mean(last_w2(records, "expected_gradient")).value for group, records in of_init.items() if group[1] == "post"]
+    post = [
+        intervals.mean(last_w2(records, "expected_gradient")).value for group, records in of_init.items() if group[1] == "post"
+    ]
     if post:
         far = max(post, key=lambda value: abs(math.log(value / PAPER_POST_LN)))
         lines.append(
-            f"- `{weight_init}`, Post-LN: {min(post):.2f} to {max(post):.2f} over the depths, the paper's figure about {PAPER_POST_LN}; "
-            f"the farthest is {100 * (far / PAPER_POST_LN - 1):+.0f} % away."
+            f"- `{weight_init}`, Post-LN: {min(post):.2f} to {max(post):.2f} over the depths, the paper's figure about "
+            f"{PAPER_POST_LN}; the farthest is {100 * (far / PAPER_POST_LN - 1):+.0f} % away."
         )
     if (weight_init, "pre", "expected_gradient") in exponents:
         estimate = exponents[weight_init, "pre", "expected_gradient"]
         excluded = estimate.high < 0
         lines.append(
-            f"- `{weight_init}`, Pre-LN: {'falls' if excluded else 'does not clearly fall'} with depth, exponent {bracket(estimate)}; "
-            f"-0.5 is {'inside' if estimate.low <= -0.5 <= estimate.high else 'outside'} its interval."
+            f"- `{weight_init}`, Pre-LN: {'falls' if excluded else 'does not clearly fall'} with depth, exponent "
+            f"{bracket(estimate)}; -0.5 is {'inside' if estimate.low <= -0.5 <= estimate.high else 'outside'} its interval."
         )
     return [*lines, ""] if lines else []
 
@@ -298,12 +304,15 @@ def layer_section(groups):
                     if (row["stack"], row["matrix"]) == (stack, matrix)
                 ]
                 lines.append(
-                    f"| {group.weight_init} | {group.title} | {stack} | {', '.join(f'{value:.3f}' for value in means)} "
-                    f"| {bracket(layer_factors(records, stack, matrix))} "
-                    f"| {PAPER_LAYERS.get((group.ln_position, group.updates is not None), '-')} |"
+                    f"| {group.weight_init} | {group.title} | {stack} | {', '.join(f'{value:.3f}' for value in means)} | "
+                    f"{bracket(layer_factors(records, stack, matrix))} | "
+                    f"{PAPER_LAYERS.get((group.ln_position, group.updates is not None), '-')} |"
                 )
         lines.append("")
-    lines += ["A factor above 1 grows towards the output, 1 is flat. All depths, matrices and intervals: figure3.tsv, figure3.json.", ""]
+    lines += [
+        "A factor above 1 grows towards the output, 1 is flat. All depths, matrices and intervals: figure3.tsv, figure3.json.",
+        "",
+    ]
     return lines
 
 
@@ -321,11 +330,11 @@ def hidden_section(groups):
     lines = [
         "## Hidden states: is their squared norm near its mean?",
         "",
-        f"Z = ||x||^2 at real tokens, x the residual sum after a layer's FFN (Post-LN: x^post,5, before its last LN). The paper: ({epsilon}, "
-        f"{delta})-bounded, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta. Shown is the layer where it is worst.",
+        "Z = ||x||^2 at real tokens, x the residual sum after a layer's FFN (Post-LN: x^post,5, before its last LN). The paper: "
+        f"({epsilon}, {delta})-bounded, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta. Shown is the layer where it is worst.",
         "",
-        f"| weight init | model | EZ / d, first and last encoder layer | decoder | smallest epsilon at delta = {delta} "
-        f"| delta at epsilon = {epsilon} | bounded as the paper's? |",
+        f"| weight init | model | EZ / d, first and last encoder layer | decoder | smallest epsilon at delta = {delta} | delta "
+        f"at epsilon = {epsilon} | bounded as the paper's? |",
         "|---|---|---|---|---|---|---|",
     ]
     for group, records in groups.items():
@@ -336,8 +345,9 @@ def hidden_section(groups):
         lines.append(
             f"| {group.weight_init} | {group.title} "
             + "".join(f"| {means[stack][0]:.2f}, {means[stack][-1]:.2f} " for stack in means)
-            + f"| {worst['epsilon']:.3f} ({worst['stack']} {worst['layer']}) | {highest['delta']:.3f} ({highest['stack']} {highest['layer']}) "
-            f"| {'yes' if worst['epsilon'] <= epsilon else 'no'} |"
+            + f"| {worst['epsilon']:.3f} ({worst['stack']} {worst['layer']}) "
+            f"| {highest['delta']:.3f} ({highest['stack']} {highest['layer']}) | "
+            f"{'yes' if worst['epsilon'] <= epsilon else 'no'} |"
         )
     return [*lines, ""]
 
@@ -348,9 +358,9 @@ def update_section(groups, facts):
     lines = [
         '## A second look at "needs warm-up": the size of an update at lr_max',
         "",
-        f"||change of W|| / ||W|| in per cent for one update without warm-up, worked out from the gradients measured here, weights held still: "
-        f"SGD with lr {lr_sgd:g} (lr times the batch gradient); Adam with lr {lr_adam:g}, its first update (every entry moves by about lr, "
-        "whatever the gradient), and *later*, once its moments have averaged over mini-batches.",
+        "||change of W|| / ||W|| in per cent for one update without warm-up, worked out from the gradients measured here, "
+        f"weights held still: SGD with lr {lr_sgd:g} (lr times the batch gradient); Adam with lr {lr_adam:g}, its first update "
+        "(every entry moves by about lr, whatever the gradient), and *later*, once its moments have averaged over mini-batches.",
         "",
         "| weight init | model | stack | matrix | SGD, layers 1, 2, ... | Adam, first update | Adam, later |",
         "|---|---|---|---|---|---|---|",
@@ -362,25 +372,29 @@ def update_section(groups, facts):
                 sizes = {"sgd": [], "adam_first": [], "adam_still": []}
                 for number, row in enumerate(records[0]["matrices"]):
                     if (row["stack"], row["matrix"]) == (stack, matrix):
-                        for kind, values in relative_updates([record["matrices"][number] for record in records], lr_sgd, lr_adam).items():
+                        for kind, values in relative_updates(
+                            [record["matrices"][number] for record in records], lr_sgd, lr_adam
+                        ).items():
                             sizes[kind].append(values)
                 last[group] = {kind: values[-1] for kind, values in sizes.items()}
                 lines.append(
                     f"| {group.weight_init} | {group.title} | {stack} | {name} | "
-                    + " | ".join(", ".join("-" if value is None else f"{100 * value:.3g}" for value in values) for values in sizes.values())
+                    + " | ".join(
+                        ", ".join("-" if value is None else f"{100 * value:.3g}" for value in values) for values in sizes.values()
+                    )
                     + " |"
                 )
     lines += ["", "In the decoder's last W2, as measured:", ""]
     for group, sizes in last.items():
         later = "not measured with one mini-batch" if sizes["adam_still"] is None else f"{100 * sizes['adam_still']:.3g} %"
         lines.append(
-            f"- {group.title}, `{group.weight_init}`: an SGD update would change it by {100 * sizes['sgd']:.3g} %, Adam's first by "
-            f"{100 * sizes['adam_first']:.3g} %, a later one by {later}."
+            f"- {group.title}, `{group.weight_init}`: an SGD update would change it by {100 * sizes['sgd']:.3g} %, Adam's first "
+            f"by {100 * sizes['adam_first']:.3g} %, a later one by {later}."
         )
     lines += [
         "",
-        "These numbers say how far one update goes at the point where the gradients were measured. They do not say whether training from there "
-        "succeeds; the runs of recipes/iwslt14.sh do.",
+        "These numbers say how far one update goes at the point where the gradients were measured. They do not say whether "
+        "training from there succeeds; the runs of recipes/iwslt14.sh do.",
         "",
     ]
     return lines

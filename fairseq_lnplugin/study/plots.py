@@ -6,7 +6,6 @@ bytes for the same curves. Runs differ in colour, line style and marker, so that
 
 import io
 import itertools
-import logging
 from collections import Counter
 
 import matplotlib
@@ -15,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("Agg")
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq's imports open the root logger for all it searches
 
 #: Colours from dark to middle grey in lightness (Okabe and Ito's, darkened), line styles, markers: 7 x 4 = 28 runs.
 COLORS = ("#000000", "#0072b2", "#b34700", "#007a5a", "#a0447c", "#7a7a7a", "#2f9bd6")
@@ -49,13 +47,12 @@ def bleu(curves, style, lines):
 
 
 def learning_rate(curves, style):
-    """The learning rate against the update."""
+    """The learning rate against the update; logarithmic, since the rates of Adam and SGD are far apart."""
     with look():
         figure, axes = single()
         draw(axes, curves, style)
         axes.set(xlabel="update", ylabel="learning rate")
-        axes.set_ylim(bottom=0)
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axes.set_yscale("log", nonpositive="mask")  # a linear decay ends at 0
         legend(figure, [axes])
         return figure
 
@@ -68,7 +65,7 @@ def grad_norm_first_update(panels, style, updates):
     with look():
         stacks, matrices = (sorted({key[i] for key in panels}) for i in (0, 1))
         stacks.sort(key=lambda stack: stack != "encoder")
-        figure = Figure(figsize=(9, 0.8 + 2.5 * len(stacks)), layout="constrained")
+        figure = Figure(figsize=(8, 1 + 2.5 * len(stacks)), layout="constrained")
         grid = figure.subplots(len(stacks), len(matrices), sharey=True, squeeze=False)
         for row, stack in zip(grid, stacks, strict=True):
             for axes, matrix in zip(row, matrices, strict=True):
@@ -78,7 +75,7 @@ def grad_norm_first_update(panels, style, updates):
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel(f"gradient norm, update {' or '.join(map(str, updates))}")
         grid[0, 0].set_ylim(bottom=0)
-        legend(figure, grid.flat)
+        legend(figure, grid.flat, loc="outside lower center", ncols=2)
         return figure
 
 
@@ -115,13 +112,13 @@ def draw(axes, curves, style):
         labelled.add(curve.run)
 
 
-def legend(figure, all_axes):
-    """One legend right of the panels, an entry a run."""
+def legend(figure, all_axes, loc="outside right upper", ncols=1):
+    """One legend beside the panels, an entry a run."""
     entries = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside right upper", handlelength=4)
+    figure.legend(entries.values(), entries.keys(), loc=loc, ncols=ncols, handlelength=4)
 
 
 def rendered(figure, kind):

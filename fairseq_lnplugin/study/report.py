@@ -6,8 +6,10 @@
 The same run folders give the same files, byte for byte. Runs that diverged or are not finished are shown as such.
 """
 
+import logging
 import math
 import os
+import re
 from pathlib import Path
 
 from fairseq_lnplugin.study import tables
@@ -71,6 +73,7 @@ def curves_of(runs):
 
 def draw(runs, curves):
     """The figures' files: name -> bytes, None for one without data, whose old files have to go."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq's imports open the root logger to all it says
     try:
         from fairseq_lnplugin.study import plots
     except ImportError as error:
@@ -168,10 +171,11 @@ def warnings(runs):
 
 def what_was_run(runs):
     """Data, preset, code, versions, device, command, and the settings that all runs share."""
-    finished = sum(run.done for run in runs)
+    states = [tables.state(run) for run in runs]
     lines = [
-        f"- study: {', '.join(values(runs, 'study'))}; runs: {len(tables.by_name(runs))}, "
-        f"with seeds {len(runs)}, of which {finished} finished",
+        f"- study: {', '.join(values(runs, 'study'))}",
+        f"- runs: {len(tables.by_name(runs))}, with their seeds {len(runs)}: "
+        + ", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
     ]
     items = sorted({item for run in runs for item in run.settings["figure"].split(",") if item})
     if items:
@@ -249,6 +253,9 @@ def remarks(runs):
             lines.append(f"- {named(run)} diverged at update {run.diverged.update}: {message}")
         if run.done and run.best and not run.score(run.best, tables.TEST):
             lines.append(f"- {named(run)} has no score on the test set at its best epoch, {run.best.epoch}")
+    names = [(re.search(r"-warmup(\d+)", run.name), run.settings["warmup_updates"]) for run in runs]
+    if any(match and match[1] != warmup_updates for match, warmup_updates in names):
+        parts.append("Run names tell the paper's warm-up; what was run here, with this preset, is in warmup_updates.")
     notes = {run.name: run.settings["note"] for run in runs if run.settings.get("note")}
     if lines:
         parts.append("Remarks:\n\n" + "\n".join(lines))

@@ -1,0 +1,88 @@
+"""Tests of README.md: its commands run, and every flag, path and run-time name in it exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fairseq import options
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+import fairseq_lnplugin  # noqa: F401  registers the flags
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def known_flags():
+    """Every flag of the programs that the README names."""
+    flags = set()
+    for parser in (options.get_training_parser(), options.get_generation_parser(), options.get_preprocessing_parser()):
+        flags |= set(parser._option_string_actions)
+    model = options.get_training_parser()
+    fairseq_lnplugin.transformer_ln_study.TransformerLNStudyModel.add_args(model)
+    for config in (
+        fairseq_lnplugin.lr_scheduler.NoWarmupConfig,
+        fairseq_lnplugin.lr_scheduler.WarmupInverseSqrtConfig,
+        fairseq_lnplugin.radam.RAdamConfig,
+        LabelSmoothedCrossEntropyCriterionConfig,
+    ):
+        gen_parser_from_dataclass(model, config())
+    flags |= set(model._option_string_actions)
+    for script in [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "recipes/corpora").glob("*.py"), *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
+        flags |= set(re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8")))
+    flags.add("--nproc_per_node")  # torchrun's
+    return flags
+
+
+def test_every_flag_in_the_readme_exists():
+    """A renamed flag must not live on in the README."""
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
+    assert named - known_flags() == set()
+
+
+def test_every_path_in_the_readme_exists():
+    """Links, and paths into the project's folders; `runs/` and `data/` come into being only when something runs."""
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+    code = {word for span in re.findall(r"`([^`\n]+)`", README) for word in span.split() if "/" in word and "{" not in word}
+    commands = {word for block in BLOCKS for word in block.split()}
+    first = r"(recipes|examples|tests|benchmarks|results|fairseq_lnplugin)/"
+    paths = links | {path for path in code | commands if re.match(first, path)}
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+
+
+def test_every_file_of_the_picture_of_the_code_exists():
+    """The README's picture of the code names files of the package and of the root."""
+    picture = re.search(r"## The code\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
+    missing = []
+    for line in picture.splitlines():
+        names = re.match(r"(\s*)((?:[\w./]+(?:, )?)+)", line)
+        folder = ROOT / "fairseq_lnplugin" if names.group(1) else ROOT
+        missing += [name for name in names.group(2).rstrip(", ").split(", ") if not (folder / name.strip()).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("command", [part for block in BLOCKS for part in block.splitlines() if re.match(r"(IWSLT14=\S+ .*)?bash recipes/", part)])
+def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
+    """With --dry-run, or as --help, each recipe takes the arguments that the README gives it."""
+    command = command.split("#")[0].replace("IWSLT14=de-en.tgz", f"IWSLT14={tmp_path}")
+    run = subprocess.run(["bash", "-c", f"{command} --dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_training_and_translation_commands_run_as_printed(data_bin, tmp_path):
+    """Only the size and the length are cut; everything else is run as the README prints it."""
+    block = next(block for block in BLOCKS if block.startswith("fairseq-train"))
+    block = block.replace("transformer_ln_study_iwslt_de_en", "transformer_ln_study_tiny").replace("--max-epoch 15", "--max-update 3")
+    block = block.replace("--user-dir fairseq_lnplugin", f"--user-dir {ROOT / 'fairseq_lnplugin'}")
+    for program in ("train", "generate"):
+        block = block.replace(f"fairseq-{program} ", f"{sys.executable} -m fairseq_cli.{program} ")
+    run = subprocess.run(
+        ["bash", "-ec", f"DATA={data_bin}\n{block}"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert len(re.findall(r"^H-\d+", run.stdout, flags=re.MULTILINE)) == 40  # every sentence of the test set
+    assert (tmp_path / "checkpoints/grad_norm.tsv").exists()

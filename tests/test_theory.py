@@ -1,0 +1,279 @@
+"""fairseq_lnplugin/analysis/theory.py, theory_on_model.py and intervals.py (the paper's section 3.3, appendices A to F)."""
+
+import argparse
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fairseq_lnplugin import fused, ln_position
+from fairseq_lnplugin.analysis import intervals, theory, theory_on_model
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+def verdicts(checks):
+    """Claims by verdict."""
+    found = {"holds": [], "FAILS": [], "measured": []}
+    for check in checks:
+        found[check.verdict].append(check.claim)
+    return found
+
+
+def arguments(*argv):
+    """The command's parsed flags."""
+    parser = argparse.ArgumentParser()
+    theory.add_arguments(parser)
+    return parser.parse_args([str(word) for word in argv])
+
+
+# -- Intervals --
+
+
+def test_t_quantiles_are_those_of_the_tables():
+    """Student's t, 95 %, two sides."""
+    table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 9: 2.2622, 10: 2.2281, 30: 2.0423, 1000: 1.9623}
+    for freedom, expected in table.items():
+        assert intervals.t_quantile(freedom) == pytest.approx(expected, abs=6e-5)
+
+
+def test_t_quantile_has_no_jump_where_its_formula_changes():
+    """From the closed form to the expansion about the normal quantile."""
+    assert intervals.t_quantile(199) - intervals.t_quantile(200) == pytest.approx(1.3e-4, abs=1e-4)
+
+
+def test_a_mean_of_one_value_has_no_interval():
+    """One seed tells nothing of the spread."""
+    value, low, high = intervals.mean([2.0])
+    assert value == 2.0 and math.isnan(low) and math.isnan(high)
+
+
+def test_the_interval_of_a_mean_is_students():
+    """Mean 2, standard deviation 1, n = 3: 2 -+ 4.3027 / sqrt 3."""
+    assert intervals.mean([1, 2, 3]) == pytest.approx((2, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
+
+
+def test_an_exact_power_is_found_again():
+    """Points of 3 x^(-1/2)."""
+    x = [1, 2, 4, 8]
+    assert intervals.exponent(x, [3 * value**-0.5 for value in x]) == pytest.approx((-0.5, -0.5, -0.5))
+
+
+# -- The paper's model against closed forms --
+
+
+def test_zero_queries_and_keys_average_exactly(generator):
+    """Attention with W_Q = W_K = 0 is (1/n) sum_j x_j W_V."""
+    weights = theory.draw_weights(3, 16, 1, generator)
+    x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64)
+    expected = x.mean(1, keepdim=True) @ weights.value
+    torch.testing.assert_close(theory.attention(x, weights), expected.expand(-1, 5, -1))
+
+
+def test_attention_is_softmax_attention_for_any_queries_and_keys(generator):
+    """Against torch's own operator."""
+    weights = theory.draw_weights(3, 16, 1, generator)
+    weights = weights._replace(query=weights.w1, key=weights.w2)
+    x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64)
+    expected = F.scaled_dot_product_attention(x @ weights.query, x @ weights.key, x @ weights.value)
+    torch.testing.assert_close(theory.attention(x, weights), expected)
+
+
+def test_the_weights_have_xaviers_variance(generator):
+    """2 / (n_in + n_out)."""
+    w1 = theory.draw_weights(200, 32, 4, generator).w1
+    assert w1.shape == (200, 32, 128)
+    assert w1.var().item() == pytest.approx(2 / 160, rel=0.01)
+
+
+def test_layer_norm_gives_length_sqrt_d(generator):
+    """||LN(x)||^2 = d, mean 0."""
+    x = 7 + 3 * torch.randn(10, 32, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(theory.layer_norm(x).pow(2).sum(-1), torch.full((10,), 32.0, dtype=torch.float64))
+
+
+def test_the_closed_form_of_layer_norms_jacobian_is_autograds(generator):
+    """sqrt(d)/||y|| (I - y y^T / ||y||^2)(I - 1 1^T / d)."""
+    x = torch.randn(24, generator=generator, dtype=torch.float64) + 1
+    torch.testing.assert_close(theory.layer_norm_jacobian(x), torch.autograd.functional.jacobian(theory.layer_norm, x))
+
+
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_the_closed_form_of_a_sublayers_jacobian_is_autograds(position, generator):
+    """LN(x + FFN(x)) and x + FFN(LN(x)), output by input."""
+    weights = theory.draw_weights(1, 16, 2, generator)
+    x = torch.randn(1, 1, 16, generator=generator, dtype=torch.float64)
+
+    def sublayer(row):
+        row = row[None, None]
+        y = (
+            theory.layer_norm(row + theory.ffn(row, weights))
+            if position == "post"
+            else row + theory.ffn(theory.layer_norm(row), weights)
+        )
+        return y[0, 0]
+
+    expected = torch.autograd.functional.jacobian(sublayer, x[0, 0])
+    torch.testing.assert_close(theory.ffn_jacobian(position, x, weights)[0], expected)
+
+
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_all_layers_and_the_last_alone_give_the_same_last_gradient(position):
+    """Freezing the layers below changes nothing above."""
+    norms = [
+        theory.gradient_norms(position, 3, 16, 4, torch.Generator().manual_seed(1), only_last=last) for last in (True, False)
+    ]
+    assert norms[0].shape == (1, 4) and norms[1].shape == (3, 4)
+    torch.testing.assert_close(norms[0][0], norms[1][-1])
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1, 1 / 2), (2, 4 / 9), (4, 0.32)])
+def test_rho_is_the_ffns_gain(ratio, expected, generator):
+    """E||FFN(x)||^2 = 2r / (1 + r)^2 ||x||^2."""
+    assert theory.rho(ratio) == pytest.approx(expected)
+    weights = theory.draw_weights(2000, 16, ratio, generator)
+    x = theory.layer_norm(torch.randn(1, 1, 16, generator=generator, dtype=torch.float64))
+    assert theory.ffn(x, weights).pow(2).mean().item() == pytest.approx(expected, rel=0.05)
+
+
+# -- Checks that hold, and checks that a planted error fails --
+
+
+def test_the_lemmas_hold(generator):
+    """Lemmas 1 to 3."""
+    checks = theory.lemma_1(generator) + theory.lemma_2(generator, draws=250, layers=3, dim=48) + theory.lemma_3(generator)
+    found = verdicts(checks)
+    assert not found["FAILS"] and len(found["holds"]) == len(checks)
+
+
+def test_theorem_1_holds(generator):
+    """Exponents 0 and -1/2 in the depth, at most 1 in the width."""
+    found = verdicts(theory.theorem_1(generator, draws=400, depths=(4, 16, 64), dims=(16, 32, 64), dim=32))
+    assert not found["FAILS"] and len(found["holds"]) == 4
+
+
+def test_appendix_f_holds(generator):
+    """The LN's factor 1 / (1 + rho), and none in Pre-LN."""
+    found = verdicts(theory.appendix_f(generator, draws=160))
+    assert not found["FAILS"] and len(found["holds"]) == 12
+
+
+def post_ln_without_its_last_norm(x, weights):
+    x = theory.layer_norm(x + theory.attention(x, weights))
+    x = x + theory.ffn(x, weights)
+    return x, x
+
+
+def post_ln_with_its_last_norm_on_the_branch(x, weights):
+    x = theory.layer_norm(x + theory.attention(x, weights))
+    before = x + theory.layer_norm(theory.ffn(x, weights))
+    return before, theory.layer_norm(before)
+
+
+@pytest.mark.parametrize("layer", [post_ln_without_its_last_norm, post_ln_with_its_last_norm_on_the_branch, theory.pre_ln])
+def test_moving_post_lns_norm_fails_lemma_2(layer, generator, monkeypatch):
+    """E||x^{post,5}||^2 = 3d/2 belongs to Post-LN alone."""
+    monkeypatch.setitem(theory.LAYERS, "post", layer)
+    failed = verdicts(theory.lemma_2(generator, draws=50, layers=3, dim=32))["FAILS"]
+    assert any(claim.startswith("Post-LN: E||x^post,5||^2") for claim in failed)
+
+
+def test_adding_a_norm_to_pre_lns_stream_fails_lemma_2(generator, monkeypatch):
+    """Pre-LN's stream grows."""
+    monkeypatch.setitem(theory.LAYERS, "pre", theory.post_ln)
+    failed = verdicts(theory.lemma_2(generator, draws=50, layers=6, dim=32))["FAILS"]
+    assert any(claim.startswith("Pre-LN: 1 + rho l") for claim in failed)
+
+
+def test_leaving_out_pre_lns_final_norm_fails_theorem_1(generator, monkeypatch):
+    """The factor L^(-1/2) is the final LN's."""
+    monkeypatch.setitem(theory.LAST, "pre", lambda x: x)
+    failed = verdicts(theory.theorem_1(generator, draws=20, depths=(16, 64), dims=(16, 32), dim=32))["FAILS"]
+    assert any("L^(-1/2)" in claim for claim in failed)
+
+
+def test_another_variance_of_the_weights_fails(generator, monkeypatch):
+    """The constant rho is Xavier's."""
+    original = theory.xavier
+    monkeypatch.setattr(theory, "xavier", lambda *shape: 1.1 * original(*shape))
+    assert verdicts(theory.lemma_2(generator, draws=100, layers=2))["FAILS"]
+
+
+def test_a_wide_interval_is_no_proof():
+    """A claim holds if the whole interval lies in its range."""
+    check = theory.Check("x", "x", "x", intervals.Estimate(1.0, 0.5, 1.5), (0.9, 1.1))
+    assert check.verdict == "FAILS"
+
+
+# -- The command --
+
+
+def test_the_command_writes_its_files_and_says_that_all_holds(tmp_path, monkeypatch):
+    """Exit status 0."""
+    monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
+    assert not theory.run(arguments("--out", tmp_path / "out"))
+    assert "Every claim holds" in (tmp_path / "out/THEORY.md").read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"THEORY.md", "theory.tsv", "theory.json", "figures"}
+    assert json.loads((tmp_path / "out/theory.json").read_text())["checks"][0]["verdict"] == "holds"
+
+
+def test_a_failed_claim_is_named_and_gives_exit_status_1(tmp_path, monkeypatch):
+    """Lemma 1 with a ReLU that leaks."""
+    monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
+    monkeypatch.setattr(theory.F, "relu", lambda x: F.leaky_relu(x, 0.3))
+    assert theory.run(arguments("--out", tmp_path)) == 1
+    assert "- FAILS: lemma 1, E||ReLU(X)||^2" in (tmp_path / "THEORY.md").read_text()
+
+
+def test_a_folder_that_is_none_is_refused_before_any_work(tmp_path):
+    """One sentence, nothing written."""
+    with pytest.raises(
+        SystemExit, match="^fairseq-ln theory: there is no folder .*; give the output folder of fairseq-preprocess$"
+    ):
+        theory.run(arguments(tmp_path / "none", "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# -- On the training model --
+
+
+@pytest.fixture
+def models(data_bin, tmp_path):
+    return theory_on_model.Models(arguments(data_bin, "--out", tmp_path, "--arch", "transformer_ln_study_tiny"))
+
+
+def test_the_claims_hold_on_the_training_model(models):
+    """Inputs at 1.5 d, 1 + rho, bounds, Jacobians; (epsilon, delta) is claimed at d = 512 only."""
+    checks = [check for found in models.checks() for check in found]
+    found = verdicts(checks)
+    assert not found["FAILS"], found["FAILS"]
+    assert sum("x^post,5" in claim for claim in found["holds"]) == 2
+    assert any("self-attention" in claim for claim in found["measured"])
+
+
+def test_moving_the_training_models_norm_fails_lemma_2(models, monkeypatch):
+    """A Post-LN that leaves out its LN."""
+    monkeypatch.setattr(ln_position.PostLN, "leave", lambda self, x, y, layer_input, dropout: fused.dropout_add(x, y, dropout))
+    with models.errors():
+        seen = {position: [models.observe(position, 1)] for position in ("post", "pre")}
+        failed = verdicts(models.lemma_2(seen, seen["post"][0]["cfg"]))["FAILS"]
+    assert any("x^post,5" in claim for claim in failed)
+
+
+def test_measuring_attention_does_not_change_the_model(models):
+    """The probabilities are a by-product."""
+    with models.errors():
+        model, criterion = models.build("post", 2, 1)
+        sample = next(iter(models.data.batches(models.args, 1, model)))
+        model.train()
+        with torch.no_grad():
+            plain = criterion(model, sample)[0]
+            with theory_on_model.recorded_uniformity() as kept:
+                recorded = criterion(model, sample)[0]
+    assert len(kept) == 6 and all(0 < share <= 1 for share in kept)
+    assert recorded.item() == pytest.approx(plain.item(), rel=1e-5)
