@@ -16,6 +16,12 @@ class FusedAdam(torch.optim.AdamW):
     def __init__(self, params, lr, betas, eps, weight_decay):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
+    def load_state_dict(self, state_dict):
+        """As torch's; a state of fairseq's adam, which has no such setting, goes on in one kernel too."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["fused"] = True
+
     def step(self, closure=None):
         """One update; ``closure`` as in torch."""
         host_eps = [group["eps"] for group in self.param_groups]

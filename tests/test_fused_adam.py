@@ -11,7 +11,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
-from fairseq_lnplugin.fused_adam import FairseqFusedAdam
+from fairseq_lnplugin.fused_adam import FairseqFusedAdam, FusedAdam
 
 
 def build(kind, weights, **flags):
@@ -152,3 +152,16 @@ def test_a_resumed_run_ends_in_the_weights_of_the_unbroken_one(data_bin, fairseq
     assert "@ 12 updates" in run.log
     ours, theirs = (torch.load(folder / "checkpoint_last.pt")["model"] for folder in (resumed, unbroken))
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+def test_a_state_of_fairseqs_adam_goes_on_in_one_kernel():
+    """fairseq's adam saves no ``fused`` in its groups, and torch would then take its loop over parameters."""
+    parameters = [torch.nn.Parameter(torch.ones(3))]
+    ours = FusedAdam(parameters, 1e-3, (0.9, 0.98), 1e-8, 0.0)
+    parameters[0].grad = torch.ones(3)
+    ours.step()
+    state = ours.state_dict()
+    for group in state["param_groups"]:
+        del group["fused"]
+    ours.load_state_dict(state)
+    assert all(group["fused"] is True for group in ours.param_groups)

