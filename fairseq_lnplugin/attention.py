@@ -15,8 +15,8 @@ def attend(
     """Attention from ``x`` to itself, or to ``memory`` where ``attention`` is an encoder-decoder attention.
 
     ``attention``: fairseq's MultiheadAttention; ``dtype``: of its products; ``x``: ``(tgt_len, batch, embed_dim)``; ``memory``:
-    ``(src_len, batch, kdim)``; ``key_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``: ``(tgt_len, src_len)``, added
-    to the scores; ``incremental_state``: fairseq's, where keys and values of earlier calls are kept. Returns the output
+    ``(src_len, batch, kdim)``; ``key_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``: ``(tgt_len, src_len)``,
+    added to the scores; ``incremental_state``: fairseq's, where keys and values of earlier calls are kept. Returns the output
     ``(tgt_len, batch, embed_dim)`` in ``dtype`` and the attention probabilities ``(heads, batch, tgt_len, src_len)`` if
     ``need_weights``, else None.
     """

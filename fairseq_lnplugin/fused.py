@@ -143,13 +143,14 @@ def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias:
 def attention(q, k, v, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
     """Multi-head scaled dot-product attention between the projections.
 
-    ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch`` may be a
-    multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads;
+    ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch``
+    may be a multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads;
     ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
     Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
     ``(heads, batch, tgt_len, src_len)``.
     """
-    if dropout == 0 and not need_weights and kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values():
+    on_kernel = kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values()
+    if on_kernel and dropout == 0 and not need_weights:
         mask = None if attn_mask is None else attn_mask.float().contiguous()
         pads = None if key_padding_mask is None else key_padding_mask.contiguous()
         return _Attention.apply(q, k, v, pads, mask).flatten(2), None

@@ -61,16 +61,24 @@ def logits(p, src, prev, layers, heads, position, pad):
     pads = src.eq(pad)[:, None, :]
     for i in range(layers):
         n = f"encoder.layers.{i}"
-        x = sublayer(x, lambda y, n=n: attention(y, y, p, f"{n}.self_attn", heads, pads), p, f"{n}.self_attn_layer_norm", position)
+        x = sublayer(
+            x, lambda y, n=n: attention(y, y, p, f"{n}.self_attn", heads, pads), p, f"{n}.self_attn_layer_norm", position
+        )
         x = sublayer(x, lambda y, n=n: ffn(y, p, n), p, f"{n}.final_layer_norm", position)
     memory = layer_norm(x, p, "encoder.layer_norm") if position == "pre" else x
     x = embed(prev, p, "decoder", pad)
     later = torch.ones(prev.size(1), prev.size(1), dtype=torch.bool).triu(1)[None]
     for i in range(layers):
         n = f"decoder.layers.{i}"
-        x = sublayer(x, lambda y, n=n: attention(y, y, p, f"{n}.self_attn", heads, later), p, f"{n}.self_attn_layer_norm", position)
         x = sublayer(
-            x, lambda y, n=n: attention(y, memory, p, f"{n}.encoder_attn", heads, pads), p, f"{n}.encoder_attn_layer_norm", position
+            x, lambda y, n=n: attention(y, y, p, f"{n}.self_attn", heads, later), p, f"{n}.self_attn_layer_norm", position
+        )
+        x = sublayer(
+            x,
+            lambda y, n=n: attention(y, memory, p, f"{n}.encoder_attn", heads, pads),
+            p,
+            f"{n}.encoder_attn_layer_norm",
+            position,
         )
         x = sublayer(x, lambda y, n=n: ffn(y, p, n), p, f"{n}.final_layer_norm", position)
     x = layer_norm(x, p, "decoder.layer_norm") if position == "pre" else x

@@ -32,7 +32,8 @@ def known_flags():
     ):
         gen_parser_from_dataclass(model, config())
     flags |= set(model._option_string_actions)
-    for script in [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "recipes/corpora").glob("*.py"), *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
+    scripts = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "recipes/corpora").glob("*.py")]
+    for script in [*scripts, *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
         flags |= set(re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8")))
     flags.add("--nproc_per_node")  # torchrun's
     return flags
@@ -65,7 +66,7 @@ def test_every_file_of_the_picture_of_the_code_exists():
     assert missing == []
 
 
-@pytest.mark.parametrize("command", [part for block in BLOCKS for part in block.splitlines() if re.match(r"(IWSLT14=\S+ .*)?bash recipes/", part)])
+@pytest.mark.parametrize("command", re.findall(r"^(?:IWSLT14=\S+ .*)?bash recipes/.*$", "\n".join(BLOCKS), flags=re.MULTILINE))
 def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
     """With --dry-run, or as --help, each recipe takes the arguments that the README gives it."""
     command = command.split("#")[0].replace("IWSLT14=de-en.tgz", f"IWSLT14={tmp_path}")
@@ -76,7 +77,8 @@ def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
 def test_the_training_and_translation_commands_run_as_printed(data_bin, tmp_path):
     """Only the size and the length are cut; everything else is run as the README prints it."""
     block = next(block for block in BLOCKS if block.startswith("fairseq-train"))
-    block = block.replace("transformer_ln_study_iwslt_de_en", "transformer_ln_study_tiny").replace("--max-epoch 15", "--max-update 3")
+    block = block.replace("transformer_ln_study_iwslt_de_en", "transformer_ln_study_tiny")
+    block = block.replace("--max-epoch 15", "--max-update 3")
     block = block.replace("--user-dir fairseq_lnplugin", f"--user-dir {ROOT / 'fairseq_lnplugin'}")
     for program in ("train", "generate"):
         block = block.replace(f"fairseq-{program} ", f"{sys.executable} -m fairseq_cli.{program} ")

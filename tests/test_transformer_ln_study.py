@@ -63,7 +63,12 @@ def test_logits_equal_the_papers_table_1(position, sample, operators):
     inputs = sample["net_input"]
     ours = model(**inputs)[0]
     paper = reference_logits(
-        dict(model.state_dict()), inputs["src_tokens"], inputs["prev_output_tokens"], layers=2, heads=2, position=position, pad=PAD
+        dict(model.state_dict()),
+        *(inputs[name] for name in ("src_tokens", "prev_output_tokens")),
+        layers=2,
+        heads=2,
+        position=position,
+        pad=PAD,
     )
     real = sample["target"].ne(PAD)
     torch.testing.assert_close(ours[real], paper[real], rtol=1e-5, atol=2e-6)
