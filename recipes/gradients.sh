@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Figure 3 of the paper: gradients of the FFN matrices, before training and after the warm-up stage, on IWSLT14 De-En.
+#
+#   IWSLT14=~/Downloads/de-en.tgz bash recipes/gradients.sh
+#   COMPUTE_DTYPE=bfloat16 CHECKPOINT=runs/iwslt14-paper/RUN/seed1/checkpoints/checkpoint14.pt bash recipes/gradients.sh --stage after
+#
+# Stages: 1=prepare    the corpus: tokenized, BPE, binarized (as recipes/iwslt14.sh, which may have done it)
+#         2=gradients  before training: both positions, all depths, SEEDS; then the other inits with OTHER_SEEDS
+#         3=warmup     trains Post-LN for its warm-up stage (unless CHECKPOINT is set)
+#         4=after      the same measurement of that checkpoint
+#         5=report     RESULTS.md, figure3.tsv, figures
+# Flags: --stage N, --stop-stage N (number or name); --only RUN: of recipes/runs.tsv, whose warm-up stage to train (may be given
+#        several times; default: iwslt14-post-adam-lr5e-4-warmup4000); --seeds "1 2 3"; --dry-run; --help
+# Settings: IWSLT14 as in recipes/iwslt14.sh; PRESET=paper (default: 512/1024/4, 4096 tokens), cpu (smaller model) or smoke (minutes);
+#           LAYERS ("6 8 10 12 14"), SEEDS ("1 2 ... 10"), BATCHES (mini-batches a model, 16), WEIGHT_INIT (xavier_uniform),
+#           OTHER_INITS ("xavier_normal fairseq") with OTHER_SEEDS ("1 2 3"), JOBS (processes that measure at a time, 2),
+#           WARMUP_UPDATES (the run's, 4000), CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
+# Writes: runs/gradients-<preset>/RESULTS.md, figure3.tsv, figure3_trained.tsv, figure3.json, figures, measurements.jsonl
+# Time:   stage 2 with PRESET=paper COMPUTE_DTYPE=bfloat16 about an hour on 2 idle CPU cores, two and a half in float32;
+#         4000 updates of stage 3 about an hour and a half in bfloat16. Killed, every stage goes on where it was.
+# Expect: Post-LN's last W2 about 1.6 at every depth in the paper, Pre-LN falling with depth; after warm-up Post-LN very small
+set -euo pipefail
+case ${IWSLT14:-} in '' | /* | *://*) ;; *) IWSLT14=$PWD/$IWSLT14 ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PRESET=${PRESET:-paper}
+JOBS=${JOBS:-2}
+if [[ $PRESET == smoke ]]; then
+  SEEDS=${SEEDS:-1 2} LAYERS=${LAYERS:-2 3} BATCHES=${BATCHES:-3} OTHER_SEEDS=${OTHER_SEEDS-1}
+else
+  SEEDS=${SEEDS:-1 2 3 4 5 6 7 8 9 10} LAYERS=${LAYERS:-6 8 10 12 14} BATCHES=${BATCHES:-16} OTHER_SEEDS=${OTHER_SEEDS-1 2 3}
+fi
+OTHER_INITS=${OTHER_INITS-xavier_normal fairseq}
+CHOSEN_INIT=${WEIGHT_INIT:-xavier_uniform}
+# shellcheck source=recipes/common.sh
+. recipes/common.sh
+
+STUDY=iwslt14
+STAGES=(prepare gradients warmup after report)
+WARMUP_RUN=iwslt14-post-adam-lr5e-4-warmup4000
+start "$@"
+WEIGHT_INIT=$CHOSEN_INIT # common.sh has a default of its own
+[[ " $* " == *' --only '* ]] || RUN_NAMES=("$WARMUP_RUN")
+CORPUS=$DATA/iwslt14
+RUNS=${RUNS:-runs/gradients-$PRESET}
+read -r -a LAYER_LIST <<<"$LAYERS"
+read -r -a INIT_LIST <<<"$OTHER_INITS"
+read -r -a OTHER_SEED_LIST <<<"$OTHER_SEEDS"
+read -r -a CHECKPOINT_LIST <<<"${CHECKPOINT:-}"
+for number in "${LAYER_LIST[@]}" "$BATCHES" ${WARMUP_UPDATES:+"$WARMUP_UPDATES"} ${OTHER_SEED_LIST[@]+"${OTHER_SEED_LIST[@]}"}; do
+  is_count "$number" || die "LAYERS, BATCHES, WARMUP_UPDATES and OTHER_SEEDS take whole numbers from 1 on, not '$number'"
+done
+for file in ${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"}; do
+  [[ -f $file ]] || die "CHECKPOINT=$file does not exist; give a checkpoint of this plug-in's Transformer"
+done
+((WORKERS == 1 && UPDATE_FREQ == 1)) || die "gradients are measured by single processes; leave LAUNCH, WORKERS and UPDATE_FREQ out"
+
+# measure SEEDS FLAG...: fairseq-ln gradients into RUNS, the seeds shared out among JOBS processes.
+measure() {
+  local seeds share i j pid pids=() failed=''
+  local command=(fairseq-ln gradients "$BIN" --out "$RUNS" --source-lang "$SRC" --target-lang "$TGT" --batches "$BATCHES"
+    --max-tokens "$MAX_TOKENS" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --label-smoothing 0.1 "${@:2}")
+  read -r -a seeds <<<"$1"
+  if [[ $DRY_RUN ]]; then
+    quoted "${command[@]}" --seeds "${seeds[@]}"
+    return
+  fi
+  threads $(($(cores) / JOBS > 0 ? $(cores) / JOBS : 1))
+  for ((i = 0; i < JOBS && i < ${#seeds[@]}; i++)); do
+    share=()
+    for ((j = i; j < ${#seeds[@]}; j += JOBS)); do share+=("${seeds[j]}"); done
+    (
+      use_gpu "$i"
+      exec "${command[@]}" --seeds "${share[@]}"
+    ) </dev/null &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=yes; done
+  [[ -z $failed ]] || die "fairseq-ln gradients failed; see above, and start again to go on"
+  WORKED=yes
+}
+
+initial() { measure "$1" --arch "${PRESET_ROW[arch]}" --layers "${LAYER_LIST[@]}" --ln-position post pre --weight-init "${@:2}"; }
+
+# warm_up RUN: trains the run's first WARMUP_UPDATES updates into runs of this recipe, and no further.
+warm_up() {
+  local updates status message
+  describe "$1" "${SEED_LIST[0]}"
+  updates=$(awk -F '\t' '$1 == "warmup_updates" { print $2 }' <<<"$SETTINGS")
+  updates=${WARMUP_UPDATES:-$updates}
+  is_count "$updates" || die "$1 has no warm-up stage; set WARMUP_UPDATES, or choose another --only"
+  TRAIN+=(--max-update "$updates" --keep-last-epochs 2)
+  TRAINED+=("$RUN_FOLDER/checkpoints/checkpoint_last.pt")
+  if [[ $DRY_RUN ]]; then
+    quoted fairseq-train "${TRAIN[@]}"
+    return
+  fi
+  claim
+  if [[ -f $RUN_FOLDER/trained ]]; then
+    log "$1: warmed up already"
+    return
+  fi
+  repair_checkpoints
+  threads "$(cores)"
+  log "$1: $updates updates of warm-up; log: $RUN_FOLDER/train.log"
+  set +e
+  fairseq-train "${TRAIN[@]}" </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$1"
+  status=${PIPESTATUS[0]}
+  set -e
+  message=$(tail -n 5 "$RUN_FOLDER/train.log" | awk 'NF { last = $0 } END { print substr(last, 1, 200) }')
+  ((status == 0)) || die "training of $1 stopped with status $status ($message); see $RUN_FOLDER/train.log, and start again to go on"
+  date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/trained"
+  WORKED=yes
+}
+
+enter_environment
+[[ $DRY_RUN ]] || check_environment
+
+if stage 1; then
+  if [[ -n ${IWSLT14:-} || $DRY_RUN ]]; then
+    case ${IWSLT14:-} in *://*) from=--download ;; *) from=--from ;; esac
+    do_or_show python recipes/corpora/iwslt14.py --out "$CORPUS" "$from" "${IWSLT14:-IWSLT14}" ||
+      die "the corpus could not be made from $IWSLT14; see above"
+  elif [[ ! -f $CORPUS/corpus.json ]]; then
+    die "IWSLT14 is not set; give the corpus as IWSLT14=PATH, an archive or a folder, as to recipes/iwslt14.sh"
+  fi
+  binarize
+fi
+((LAST_STAGE == 1)) || use_corpus
+if stage 2; then
+  initial "$SEEDS" "$WEIGHT_INIT"
+  if ((${#INIT_LIST[@]} && ${#OTHER_SEED_LIST[@]})); then initial "$OTHER_SEEDS" "${INIT_LIST[@]}"; fi
+fi
+TRAINED=(${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"})
+if ((FIRST_STAGE <= 4 && LAST_STAGE >= 3 && ${#TRAINED[@]} == 0)); then
+  RUNS_TO_COME=0
+  if stage 3; then
+    for run in "${RUN_NAMES[@]}"; do warm_up "$run"; done
+  else
+    for run in "${RUN_NAMES[@]}"; do
+      describe "$run" "${SEED_LIST[0]}"
+      [[ -f $RUN_FOLDER/trained || $DRY_RUN ]] || die "$run is not warmed up; start with stage warmup, or set CHECKPOINT"
+      TRAINED+=("$RUN_FOLDER/checkpoints/checkpoint_last.pt")
+    done
+  fi
+fi
+if stage 4; then measure "$SEEDS" --checkpoint "${TRAINED[@]}"; fi
+if stage 5; then
+  JOBS=1
+  initial "$SEEDS" "$WEIGHT_INIT"
+  [[ $DRY_RUN ]] || fairseq-ln environment | write "$RUNS/environment.json"
+fi
+finish
