@@ -58,8 +58,8 @@ def fairseq_distributions():
 def allow_namespace_in_checkpoints():
     """Let ``torch.load`` read the ``argparse.Namespace`` in a fairseq checkpoint.
 
-    torch >= 2.6 loads with ``weights_only=True`` and fairseq 0.12 does not ask otherwise, so that every resume and every
-    fairseq-generate would fail. It may go when fairseq stores plain dictionaries.
+    torch >= 2.6 loads with ``weights_only=True`` and fairseq 0.12 does not ask otherwise, so that every resume and
+    every fairseq-generate would fail. It may go when fairseq stores plain dictionaries.
     """
     import torch
 

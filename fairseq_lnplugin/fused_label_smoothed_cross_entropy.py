@@ -1,8 +1,8 @@
 """fairseq's label smoothed cross entropy without the matrix of all logits: value, gradients and logging are the same.
 
-For a target y and logits z over V types, with ``e`` the smoothing and ``s = e / (V - 1)`` (fairseq spreads e over V - 1):
-``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``, the gradient being ``(1 - e + e / (V - 1)) ...`` worked out a block of rows at
-a time in the forward pass, at rows with a target only (no pads).
+For a target y and logits z over V types, with ``e`` the smoothing and ``s = e / (V - 1)`` (fairseq spreads e over
+V - 1): ``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``, the gradient being ``(1 - e + e / (V - 1)) ...`` worked out a
+block of rows at a time in the forward pass, at rows with a target only (no pads).
 """
 
 import torch
@@ -33,7 +33,7 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
             )
 
     def forward(self, model, sample, reduce=True):
-        """Loss (sum over target tokens, nats), sample size, logging outputs, as fairseq's; ``reduce=False``: a value a token."""
+        """Loss (sum over target tokens, nats), sample size, logging outputs; ``reduce=False``: a value a token."""
         decoder = model.decoder
         projection = getattr(decoder, "output_projection", None)
         if projection is None or getattr(decoder, "adaptive_softmax", None) is not None:
@@ -51,7 +51,9 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
         if reduce:
             loss, nll_loss = loss.sum(), nll_loss.sum()
         else:
-            loss, nll_loss = (torch.zeros(rows.shape, device=v.device).masked_scatter(rows, v) for v in (loss, nll_loss))
+            loss, nll_loss = (
+                torch.zeros(rows.shape, device=v.device).masked_scatter(rows, v) for v in (loss, nll_loss)
+            )
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
         return loss, sample_size, {
             "loss": loss.data,

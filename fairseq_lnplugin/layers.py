@@ -1,6 +1,7 @@
 """Encoder and decoder layer: sub-layers wired through an arrangement of :mod:`~fairseq_lnplugin.ln_position`.
 
-Parameters keep fairseq's names and shapes, so that checkpoints of fairseq's ``transformer`` load here and the other way round.
+Parameters keep fairseq's names and shapes, so that checkpoints of fairseq's ``transformer`` load here and the other way
+round.
 """
 
 import torch
@@ -12,7 +13,6 @@ from fairseq_lnplugin import fused
 from fairseq_lnplugin.attention import attend
 from fairseq_lnplugin.ln_position import LN_POSITIONS, Place
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
-
 
 #: fairseq's names of the sub-layers' LNs.
 NORM_NAMES = {
@@ -61,8 +61,8 @@ class EncoderLayer(Sublayers, TransformerEncoderLayerBase):
     def forward(self, x, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None):
         """One layer.
 
-        ``x``: ``(src_len, batch, embed_dim)``; ``encoder_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``:
-        ``(src_len, src_len)``, nonzero where attention is forbidden. Returns the shape of ``x``.
+        ``x``: ``(src_len, batch, embed_dim)``; ``encoder_padding_mask``: ``(batch, src_len)``, true at pads;
+        ``attn_mask``: ``(src_len, src_len)``, nonzero where attention is forbidden. Returns the shape of ``x``.
         """
         if attn_mask is not None:
             # a finite number as in fairseq: with -inf a row that may attend to nothing would turn into NaN
@@ -110,9 +110,10 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
         """One layer.
 
         ``x``: ``(tgt_len, batch, embed_dim)``; ``encoder_out``: ``(src_len, batch, embed_dim)``; masks as in
-        :class:`EncoderLayer`, ``self_attn_mask`` being added to the scores. ``prev_self_attn_state`` and ``prev_attn_state`` (keys
-        and values given by the caller) as in fairseq. Returns the shape of ``x``, the attention probabilities over the source
-        (``(heads, batch, tgt_len, src_len)``, or their mean over heads) if asked for, and None.
+        :class:`EncoderLayer`, ``self_attn_mask`` being added to the scores. ``prev_self_attn_state`` and
+        ``prev_attn_state`` (keys and values given by the caller) as in fairseq. Returns the shape of ``x``, the
+        attention probabilities over the source (``(heads, batch, tgt_len, src_len)``, or their mean over heads) if
+        asked for, and None.
         """
         layer_input = x
         if prev_self_attn_state is not None:

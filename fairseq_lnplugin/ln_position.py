@@ -1,13 +1,13 @@
 """WHERE THE LAYER NORMALIZATION SITS: one small class an arrangement, its equation in the docstring.
 
-A sub-layer (self-attention, cross-attention or FFN) with branch f is run as ``x = norm.leave(x, f(norm.enter(x)), ...)``, where
-``norm`` is an instance of one of these classes. It *is* the sub-layer's LN, so its parameters keep fairseq's names
-(``self_attn_layer_norm.weight``, ...) and whatever an arrangement needs beside them (a trained vector, a second LN) is a
-parameter of its own. Sources: Xiong et al. 2020, Table 1 and Figure 1.
+A sub-layer (self-attention, cross-attention or FFN) with branch f is run as ``x = norm.leave(x, f(norm.enter(x)),
+...)``, where ``norm`` is an instance of one of these classes. It *is* the sub-layer's LN, so its parameters keep
+fairseq's names (``self_attn_layer_norm.weight``, ...) and whatever an arrangement needs beside them (a trained vector,
+a second LN) is a parameter of its own. Sources: Xiong et al. 2020, Table 1 and Figure 1.
 
-What else an arrangement may need is there: :class:`Place` (DeepNorm's factors depend on the depth, B2T on the sub-layer, a mixture on
-the layer), ``layer_input`` (B2T), a stream wider than the branch's input (ResiDual packs two side by side) and a final norm of its
-own. tests/test_ln_position.py builds these.
+What else an arrangement may need is there: :class:`Place` (DeepNorm's factors depend on the depth, B2T on the
+sub-layer, a mixture on the layer), ``layer_input`` (B2T), a stream wider than the branch's input (ResiDual packs two
+side by side) and a final norm of its own. tests/test_ln_position.py builds these.
 """
 
 from typing import NamedTuple
@@ -34,9 +34,10 @@ class Place(NamedTuple):
 class SublayerNorm(nn.LayerNorm):
     """The LN of one sub-layer, and the place where it sits.
 
-    Shapes: every tensor is ``(len, batch, embed_dim)``. A subclass gives ``enter`` (what the branch reads) and ``leave`` (the
-    stream after the branch) and says with ``final_norm`` which module of ``embed_dim``, if any, each stack ends in.
-    ``compute_dtype`` is the type of what the branch reads: its products run in it, the stream stays in float32.
+    Shapes: every tensor is ``(len, batch, embed_dim)``. A subclass gives ``enter`` (what the branch reads) and
+    ``leave`` (the stream after the branch) and says with ``final_norm`` which module of ``embed_dim``, if any, each
+    stack ends in. ``compute_dtype`` is the type of what the branch reads: its products run in it, the stream stays in
+    float32.
     """
 
     final_norm: type[nn.Module] | None = None
@@ -53,8 +54,8 @@ class SublayerNorm(nn.LayerNorm):
     def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
         """The stream after the sub-layer.
 
-        ``x``: the stream before it; ``y``: the branch's output; ``layer_input``: the stream as it entered the layer (for
-        arrangements that skip more than one sub-layer); ``dropout``: the rate on ``y``, 0 when not training.
+        ``x``: the stream before it; ``y``: the branch's output; ``layer_input``: the stream as it entered the layer
+        (for arrangements that skip more than one sub-layer); ``dropout``: the rate on ``y``, 0 when not training.
         """
         raise NotImplementedError
 

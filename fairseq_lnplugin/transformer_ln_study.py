@@ -1,8 +1,8 @@
 """The encoder-decoder model ``transformer_ln_study``, its named sizes and its flags.
 
-fairseq's ``transformer`` with layers whose LN sits where ``--ln-position`` says; all else (embeddings, incremental state, beam
-search, sharing, LayerDrop, activation checkpointing, FSDP wrapping) is fairseq's, by subclassing. The *legacy* registration is on
-purpose: with a dataclass fairseq-train ignores the named sizes.
+fairseq's ``transformer`` with layers whose LN sits where ``--ln-position`` says; all else (embeddings, incremental
+state, beam search, sharing, LayerDrop, activation checkpointing, FSDP wrapping) is fairseq's, by subclassing. The
+*legacy* registration is on purpose: with a dataclass fairseq-train ignores the named sizes.
 """
 
 import logging
@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 #: Flags of fairseq's transformer that change what a layer is; each would silently do nothing in our layers.
 UNSUPPORTED = ("cross_self_attention", "quant_noise_pq", "quant_noise_scalar", "encoder_xformers_att_config",
-               "decoder_xformers_att_config", "scale_attn", "scale_fc", "scale_heads", "scale_resids", "base_layers")  # fmt: skip
+               "decoder_xformers_att_config", "scale_attn", "scale_fc", "scale_heads", "scale_resids",
+               "base_layers")  # fmt: skip
 
 
 def wrapped(layer, cfg):
@@ -98,7 +99,7 @@ class Decoder(TransformerDecoderBase):
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
     ):
-        """As fairseq's, but attention probabilities are made in training only where ``alignment_layer`` asks for them."""
+        """As fairseq's, but training makes attention probabilities only where ``alignment_layer`` asks for them."""
         if self.training and alignment_layer is None:
             alignment_layer = -1  # no layer has this index
         return self.extract_features_scriptable(
@@ -111,7 +112,7 @@ class Decoder(TransformerDecoderBase):
         )
 
     def output_layer(self, features: Tensor):
-        """Logits ``(batch, tgt_len, vocab)`` of features ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""
+        """Logits ``(batch, tgt_len, vocab)`` of ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""
         if self.adaptive_softmax is not None:
             return features  # fairseq's criterion and search call the adaptive softmax themselves
         if torch.jit.is_scripting():
@@ -142,17 +143,17 @@ class TransformerLNStudyModel(TransformerModel):
             args = Namespace(**OmegaConf.to_container(args))
         if getattr(args, "share_all_embeddings", False) and task.source_dictionary != task.target_dictionary:
             raise SystemExit(
-                "one embedding for source, target and output (--share-all-embeddings, which transformer_ln_study_wmt_en_de sets) "
-                "needs one dictionary, and the data folder has two that differ; run fairseq-preprocess with --joined-dictionary, "
-                "or leave the flag out and take another named size"
+                "one embedding for source, target and output (--share-all-embeddings, which "
+                "transformer_ln_study_wmt_en_de sets) needs one dictionary, and the data folder has two that differ; "
+                "run fairseq-preprocess with --joined-dictionary, or leave the flag out and take another named size"
             )
         model = super().build_model(args, task)
         model.log_what_was_built()
         multiple = getattr(args, "required_batch_size_multiple", 1)
         if multiple > 1:
             logger.warning(
-                "fairseq leaves out the last batch where its size is no multiple of %d (--required-batch-size-multiple), in training, "
-                "validation and decoding alike: give 1 to lose no sentence",
+                "fairseq leaves out the last batch where its size is no multiple of %d "
+                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no sentence",
                 multiple,
             )
         return model
@@ -178,22 +179,25 @@ class TransformerLNStudyModel(TransformerModel):
         ends_in_norm = "encoder.layer_norm.weight" in state_dict
         if ends_in_norm != (self.encoder.layer_norm is not None):
             raise SystemExit(
-                f"the checkpoint's encoder {'ends in an LN (Pre-LN)' if ends_in_norm else 'ends in no LN (Post-LN)'} and this model is "
-                f"--ln-position {self.cfg.ln_position}: give the position that the checkpoint was trained with, or another --save-dir"
+                f"the checkpoint's encoder ends in {'an LN (Pre-LN)' if ends_in_norm else 'no LN (Post-LN)'} and this "
+                f"model is --ln-position {self.cfg.ln_position}: give the position that the checkpoint was trained "
+                "with, or another --save-dir"
             )
         for stack in (self.encoder, self.decoder):
             name = "encoder" if stack is self.encoder else "decoder"
             table = state_dict.get(f"{name}.embed_tokens.weight")
             if table is not None and len(table) != len(stack.dictionary):
                 raise SystemExit(
-                    f"the checkpoint's {name} knows {len(table)} types and the data folder's dictionary has {len(stack.dictionary)}: "
-                    "binarize with the dictionaries of its training (fairseq-preprocess --srcdict, --tgtdict)"
+                    f"the checkpoint's {name} knows {len(table)} types and the data folder's dictionary has "
+                    f"{len(stack.dictionary)}: binarize with the dictionaries of its training (fairseq-preprocess "
+                    "--srcdict, --tgtdict)"
                 )
         fused.forget_casts(self)
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)
         except RuntimeError as error:  # torch lists every difference, one a line, below a title
-            first = textwrap.shorten(str(error).partition("\n")[2].partition("\n")[0] or str(error), 160, placeholder=" ...")
+            first = str(error).partition("\n")[2].partition("\n")[0] or str(error)
+            first = textwrap.shorten(first, 160, placeholder=" ...")
             raise SystemExit(f"the checkpoint does not fit this model's flags: {first}") from None
 
     def log_what_was_built(self):
@@ -217,10 +221,16 @@ class TransformerLNStudyModel(TransformerModel):
 
 def add_ln_study_args(parser):
     """The flags of every model of this plug-in. No defaults here: the named sizes fill them in, and a flag wins."""
-    parser.add_argument("--ln-position", choices=sorted(LN_POSITIONS), help="where the layer normalization sits (default: post)")
-    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help="how the weights start (default: xavier_uniform)")
     parser.add_argument(
-        "--compute-dtype", choices=sorted(COMPUTE_DTYPES), help="type of the matrix products; all else is float32 (default: float32)"
+        "--ln-position", choices=sorted(LN_POSITIONS), help="where the layer normalization sits (default: post)"
+    )
+    parser.add_argument(
+        "--weight-init", choices=sorted(WEIGHT_INITS), help="how the weights start (default: xavier_uniform)"
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        choices=sorted(COMPUTE_DTYPES),
+        help="type of the matrix products; all else is float32 (default: float32)",
     )
     parser.add_argument(
         "--grad-norm-interval",
@@ -241,27 +251,39 @@ def fill_ln_study_args(args):
     args.weight_init = getattr(args, "weight_init", None) or "xavier_uniform"
     args.compute_dtype = getattr(args, "compute_dtype", None) or "float32"
     args.grad_norm_interval = getattr(args, "grad_norm_interval", None) or 0
-    for flag, choices in (("ln_position", LN_POSITIONS), ("weight_init", WEIGHT_INITS), ("compute_dtype", COMPUTE_DTYPES)):
+    known = {"ln_position": LN_POSITIONS, "weight_init": WEIGHT_INITS, "compute_dtype": COMPUTE_DTYPES}
+    for flag, choices in known.items():
         value = getattr(args, flag)
         if value not in choices:  # the command line is checked by its parser, a YAML file and --model-overrides are not
             raise SystemExit(f"{as_flag(flag)} {value}: no such choice; take one of {', '.join(sorted(choices))}")
     ends_in_norm = LN_POSITIONS[args.ln_position].final_norm is not None
     for flag in ("encoder_normalize_before", "decoder_normalize_before"):
         if getattr(args, flag, False) and not ends_in_norm:
-            raise SystemExit(f"{as_flag(flag)} contradicts --ln-position {args.ln_position}, which sets both stacks; leave it out")
+            raise SystemExit(
+                f"{as_flag(flag)} contradicts --ln-position {args.ln_position}, which sets both stacks; leave it out"
+            )
         setattr(args, flag, ends_in_norm)
     if ends_in_norm and getattr(args, "no_decoder_final_norm", False):
         raise SystemExit(
-            f"--no-decoder-final-norm contradicts --ln-position {args.ln_position}, which ends each stack in an LN; leave it out"
+            f"--no-decoder-final-norm contradicts --ln-position {args.ln_position}, which ends each stack in an LN; "
+            "leave it out"
         )
     for flag in UNSUPPORTED:
         if getattr(args, flag, None):
-            raise SystemExit(f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out")
+            raise SystemExit(
+                f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out"
+            )
     for flag in ("fp16", "bf16", "amp"):
         if args.compute_dtype != "float32" and getattr(args, flag, False):
-            raise SystemExit(f"--{flag} sets the type of every product, so --compute-dtype {args.compute_dtype} would do nothing; leave one out")
-    if getattr(args, "adaptive_softmax_cutoff", None) and getattr(args, "criterion", "adaptive_loss") != "adaptive_loss":
-        raise SystemExit(f"--adaptive-softmax-cutoff needs --criterion adaptive_loss, not {args.criterion}; change one of the two")
+            raise SystemExit(
+                f"--{flag} sets the type of every product, so --compute-dtype {args.compute_dtype} would do nothing; "
+                "leave one out"
+            )
+    criterion = getattr(args, "criterion", "adaptive_loss")  # fairseq-hydra-train does not tell the model
+    if getattr(args, "adaptive_softmax_cutoff", None) and criterion != "adaptive_loss":
+        raise SystemExit(
+            f"--adaptive-softmax-cutoff needs --criterion adaptive_loss, not {criterion}; change one of the two"
+        )
     compat.without_tpu(args)
 
 
@@ -273,8 +295,9 @@ def as_flag(name):
 def sizes(args, embed_dim, ffn_embed_dim, heads, layers):
     """Fill in the sizes that no flag gave, the same for both stacks, then all else as the model needs it."""
     fill_ln_study_args(args)
+    named = {"embed_dim": embed_dim, "ffn_embed_dim": ffn_embed_dim, "attention_heads": heads, "layers": layers}
     for stack in ("encoder", "decoder"):
-        for name, value in (("embed_dim", embed_dim), ("ffn_embed_dim", ffn_embed_dim), ("attention_heads", heads), ("layers", layers)):
+        for name, value in named.items():
             if getattr(args, f"{stack}_{name}", None) is None:
                 setattr(args, f"{stack}_{name}", value)
     base_architecture(args)
@@ -285,7 +308,7 @@ def check_sizes(args):
     """Refuse sizes that no model can have.
 
     Raises:
-        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one embedding for two widths.
+        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one embedding, two widths.
 
     """
     for stack in ("encoder", "decoder"):
@@ -295,7 +318,9 @@ def check_sizes(args):
                 raise SystemExit(f"{as_flag(flag)} {value}: give 1 or more")
         width, heads = getattr(args, f"{stack}_embed_dim"), getattr(args, f"{stack}_attention_heads")
         if width % heads:
-            raise SystemExit(f"--{stack}-attention-heads {heads} does not divide --{stack}-embed-dim {width}; choose a divisor of it")
+            raise SystemExit(
+                f"--{stack}-attention-heads {heads} does not divide --{stack}-embed-dim {width}; choose a divisor of it"
+            )
     for flag in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
         if not 0 <= getattr(args, flag) < 1:
             raise SystemExit(f"{as_flag(flag)} {getattr(args, flag)}: give a rate from 0 to below 1")

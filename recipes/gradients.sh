@@ -56,7 +56,7 @@ done
 
 # measure SEEDS FLAG...: fairseq-ln gradients into RUNS, the seeds shared out among JOBS processes.
 measure() {
-  local seeds share i j pid pids=() failed=''
+  local seeds share i j pid before pids=() failed=''
   local command=(fairseq-ln gradients "$BIN" --out "$RUNS" --source-lang "$SRC" --target-lang "$TGT" --batches "$BATCHES"
     --max-tokens "$MAX_TOKENS" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --label-smoothing 0.1 "${@:2}")
   read -r -a seeds <<<"$1"
@@ -64,6 +64,7 @@ measure() {
     quoted "${command[@]}" --seeds "${seeds[@]}"
     return
   fi
+  before=$(measurements)
   threads $(($(cores) / JOBS > 0 ? $(cores) / JOBS : 1))
   for ((i = 0; i < JOBS && i < ${#seeds[@]}; i++)); do
     share=()
@@ -76,8 +77,10 @@ measure() {
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=yes; done
   [[ -z $failed ]] || die "fairseq-ln gradients failed; see above, and start again to go on"
-  WORKED=yes
+  [[ $(measurements) == "$before" ]] || WORKED=yes
 }
+
+measurements() { cat "$RUNS/measurements.jsonl" 2>/dev/null | wc -l; }
 
 initial() { measure "$1" --arch "${PRESET_ROW[arch]}" --layers "${LAYER_LIST[@]}" --ln-position post pre --weight-init "${@:2}"; }
 

@@ -5,7 +5,10 @@ import csv
 import gc
 import json
 import math
+import os
+import shlex
 import shutil
+import subprocess
 
 import pytest
 import reference
@@ -51,6 +54,18 @@ def norms(model, criterion, batches, quantity="expected_gradient"):
     return {(row["stack"], row["layer"], row["matrix"]): row[quantity] for row in rows}
 
 
+@pytest.fixture
+def drawn():
+    """For the tests that look at figures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """No figures elsewhere: they take most of a small measurement's time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(gradient_report.figures, "gradients", lambda folder, rows: [])
+
+
 # -- The quantity --
 
 
@@ -64,7 +79,7 @@ def test_both_gradients_equal_a_plain_double_loop_in_float64(position, data_bin,
     for sample in batches:
         net_input, target = sample["net_input"], sample["target"]
         tokens = net_input["src_tokens"], net_input["prev_output_tokens"]
-        lprobs = F.log_softmax(reference.logits(*tokens, parameters, 2, 2, position, pad), dim=-1)
+        lprobs = F.log_softmax(reference.logits(parameters, *tokens, 2, 2, position, pad), dim=-1)
         lprobs = lprobs[target.ne(pad)]
         right = lprobs.gather(1, target[target.ne(pad)][:, None]).squeeze(1)
         each = smoothing / (lprobs.size(1) - 1)
@@ -221,7 +236,7 @@ def test_pads_do_not_count_as_hidden_states(data_bin, tmp_path):
 # -- The command --
 
 
-def test_figure3_tsv_has_the_agreed_columns_and_both_quantities(data_bin, tmp_path):
+def test_figure3_tsv_has_the_agreed_columns_and_both_quantities(drawn, data_bin, tmp_path):
     """One row for each model, matrix and quantity; with several seeds an interval around the mean."""
     expected_gradient.run(new(data_bin, tmp_path, "--seeds", 1, 2))
     with open(tmp_path / "figure3.tsv", newline="") as file:
@@ -398,11 +413,12 @@ def test_a_loss_that_is_no_number_is_refused_and_leaves_no_result(trained, data_
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_file_with_something_else_in_it_is_left_alone(data_bin, tmp_path):
+@pytest.mark.parametrize("notes", ["notes\n", "notes", "{}\n"])
+def test_a_file_with_something_else_in_it_is_left_alone(notes, data_bin, tmp_path):
     """Somebody's notes."""
-    (tmp_path / "measurements.jsonl").write_text("notes\n")
+    (tmp_path / "measurements.jsonl").write_text(notes)
     fails(new(data_bin, tmp_path), "line 1 of")
-    assert (tmp_path / "measurements.jsonl").read_text() == "notes\n"
+    assert (tmp_path / "measurements.jsonl").read_text() == notes
 
 
 # -- The report --
@@ -460,3 +476,55 @@ def test_the_same_measurement_twice_counts_once():
     """Two starts at once may both have made it."""
     groups = gradient_report.grouped([record(2, "post", 1, 1.0), record(2, "post", 1, 1.0)])
     assert [len(records) for records in groups.values()] == [1]
+
+
+# -- The recipe --
+
+
+def recipe(repo_root, *flags, **settings):
+    """``bash recipes/gradients.sh --dry-run``: exit status, printed commands, messages."""
+    command = ["bash", str(repo_root / "recipes/gradients.sh"), "--dry-run", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "DATA": "nowhere", **settings})
+    return run.returncode, [shlex.split(line) for line in run.stdout.splitlines()], run.stderr
+
+
+def test_the_recipe_measures_the_papers_grid_and_its_commands_parse(repo_root):
+    """Five depths, both positions, ten seeds; other inits; a checkpoint after 4000 updates of warm-up."""
+    status, commands, messages = recipe(repo_root)
+    assert status == 0, messages
+    parser = argparse.ArgumentParser()
+    expected_gradient.add_arguments(parser)
+    grid, others, after, _ = (
+        parser.parse_args(command[2:]) for command in commands if command[:2] == ["fairseq-ln", "gradients"]
+    )
+    assert (grid.layers, grid.ln_position, grid.max_tokens) == ([6, 8, 10, 12, 14], ["post", "pre"], 4096)
+    assert grid.seeds == list(range(1, 11)) and grid.weight_init == ["xavier_uniform"]
+    assert others.weight_init == ["xavier_normal", "fairseq"]
+    (train,) = (command for command in commands if command[0] == "fairseq-train")
+    assert train[train.index("--max-update") + 1] == train[train.index("--warmup-updates") + 1] == "4000"
+    assert after.checkpoint[0].startswith(train[train.index("--save-dir") + 1])
+
+
+def test_the_recipe_takes_a_checkpoint_in_the_place_of_a_training(repo_root, tmp_path):
+    """CHECKPOINT=FILE."""
+    (tmp_path / "some.pt").touch()
+    status, commands, _ = recipe(repo_root, CHECKPOINT=str(tmp_path / "some.pt"))
+    assert status == 0 and not any(command[0] == "fairseq-train" for command in commands)
+    assert any(str(tmp_path / "some.pt") in command for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"LAYERS": "6 x"}, "not 'x'"),
+        ({"BATCHES": "0"}, "not '0'"),
+        ({"CHECKPOINT": "nowhere.pt"}, "CHECKPOINT=nowhere.pt does not exist"),
+        ({"PRESET": "huge"}, "unknown preset 'huge'"),
+        ({"LAUNCH": "torchrun", "WORKERS": "2", "JOBS": "1"}, "leave LAUNCH, WORKERS and UPDATE_FREQ out"),
+    ],
+)
+def test_bad_settings_of_the_recipe_end_in_one_sentence(settings, sentence, repo_root):
+    """Before any work."""
+    status, commands, messages = recipe(repo_root, **settings)
+    assert status == 1 and not commands
+    assert messages.count("\n") == 1 and sentence in messages

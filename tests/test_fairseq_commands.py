@@ -401,33 +401,17 @@ def test_stock_fairseq_decodes_the_same_hypotheses(trained, data_bin):
 
 
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(repo_root, data_bin, tmp_path):
-    """SIGKILL after the 10th update or a little later; the same command again; bit-equal to the unbroken run."""
-    flags = [
-        "--ln-position",
-        "pre",
-        "--batch-size",
-        4,
-        "--max-epoch",
-        2,
-        "--save-interval-updates",
-        5,
-        "--no-epoch-checkpoints",
-    ]
-    flags += [
-        "--lr-scheduler",
-        "warmup_inverse_sqrt",
-        "--warmup-updates",
-        20,
-        "--criterion",
-        "fused_label_smoothed_cross_entropy",
-    ]
+    """SIGKILL after the 8th update or a little later; the same command again; bit-equal to the unbroken run."""
+    flags = "--ln-position pre --batch-size 8 --max-epoch 2 --save-interval-updates 4 --no-epoch-checkpoints"
+    flags += " --lr-scheduler warmup_inverse_sqrt --warmup-updates 20 --criterion fused_label_smoothed_cross_entropy"
+    flags = flags.split()
     train(data_bin, tmp_path / "unbroken", *flags)
     command = [sys.executable, "-m", "fairseq_cli.train", data_bin, "--user-dir", "fairseq_lnplugin"]
     command = [str(word) for word in (*command, "--save-dir", tmp_path / "killed", *TINY, *SMOOTHED, *flags)]
     settings = {"cwd": repo_root, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     settings |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command, **settings)
-    while not (tmp_path / "killed/checkpoint_1_10.pt").exists() and run.poll() is None:
+    while not (tmp_path / "killed/checkpoint_1_8.pt").exists() and run.poll() is None:
         time.sleep(0.01)
     run.kill()
     assert run.wait() == -signal.SIGKILL

@@ -150,7 +150,7 @@ def distance(gradients, others):
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_bfloat16_products_are_as_near_to_float32_as_torchs_autocast(position, criterion):
-    """The loss to 0.2 % of stock fairseq's; the gradients at most 1.25 times as far from it as its own under autocast."""
+    """The loss to 0.2 %; the gradients at most 1.25 times as far from stock fairseq's as its own under autocast."""
     ours, exact = compared(position, True, criterion, "bfloat16")
     torch.testing.assert_close(ours[0], exact[0], rtol=2e-3, atol=0)
     with torch.autocast("cpu", torch.bfloat16):

@@ -41,7 +41,14 @@ from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FILE_NAME = "measurements.jsonl"
+#: Of each of its lines.
+BEGINNING = b'{"shared":'
 #: Hidden states are looked at in a run's first mini-batches only, so that memory does not grow with their number.
 HIDDEN_BATCHES = 4
 #: The (epsilon, delta) of the paper's section 3.3.
@@ -115,8 +122,7 @@ def measure_all(args):
     shared = {"data": data.fingerprint, "subset": args.subset, "max_tokens": args.max_tokens, "batches": args.batches}
     shared |= common(sources)
     out = Path(args.out)
-    measured = load(out / FILE_NAME, shared)
-    done = {json.dumps(record["unit"], sort_keys=True) for record in measured}
+    done = {json.dumps(record["unit"], sort_keys=True) for record in load(out / FILE_NAME, shared)}
     todo = [(source, seed) for seed in args.seeds for source in sources]
     left = [(source, seed) for source, seed in todo if json.dumps(source.unit(seed), sort_keys=True) not in done]
     say(f"{len(todo)} models (with seeds), {len(todo) - len(left)} measured before; {args.batches} mini-batches each")
@@ -132,12 +138,11 @@ def measure_all(args):
         result = measure(model.to(device), criterion, batches, seed, lambda share, title=title: clock.show(title, share))
         record = {"shared": shared, "unit": source.unit(seed), **result, "seconds": round(time.monotonic() - began, 3)}
         append(out / FILE_NAME, record)
-        measured.append(record)
         clock.finish(source.layers + 3)
         say(f"{title}: last W2 {headline(record)}, {record['seconds']:.0f} s{clock.left()}")
         del model, criterion
     facts = {"data": data.facts, "lr_adam": args.lr_adam, "lr_sgd": args.lr_sgd, "environment": environment()}
-    gradient_report.write(out, measured, facts)
+    gradient_report.write(out, load(out / FILE_NAME, shared), facts)  # with what other commands measured meanwhile
     say(f"wrote {out / 'RESULTS.md'}")
 
 
@@ -162,7 +167,8 @@ def common(sources):
 def check(args):
     """Refuse flags that make no sense, before any work."""
     for name in ("layers", "batches", "max_tokens"):
-        for value in np.atleast_1d(getattr(args, name) or []):
+        values = getattr(args, name)
+        for value in [] if values is None else np.atleast_1d(values):
             if value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} is none; give a number from 1 on")
     for name in ("seeds", "layers", "ln_position", "weight_init", "checkpoint"):
@@ -557,35 +563,52 @@ def load(path, shared):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return []
-        text = path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.truncate(path, whole)
+        with open(path, "rb+") as file, alone(file):
+            lines = file.read().split(b"\n")
+            records = [parsed(line, number, path, shared) for number, line in enumerate(lines[:-1], 1)]
+            if lines[-1] and not lines[-1].startswith(BEGINNING[: len(lines[-1])]):
+                raise foreign(path, len(lines))
+            file.truncate(file.tell() - len(lines[-1]))
     except OSError as error:
         raise UserError(f"{path} cannot be used ({error.strerror}); give another --out") from None
-    records = []
-    for number, line in enumerate(text[:whole].splitlines(), 1):
-        try:
-            record = json.loads(line)
-            there = record["shared"]
-            _ = record["unit"], record["matrices"], record["hidden"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"line {number} of {path} is no measurement; move the file away and start again") from None
-        for name, value in shared.items():
-            if there.get(name) != value:
-                raise UserError(
-                    f"{path.parent} holds measurements with {name.replace('_', '-')} {there.get(name)}, and now it is {value}; "
-                    "give another --out"
-                )
-        records.append(record)
     return records
+
+
+def parsed(line, number, path, shared):
+    """The record in a line of ``path``."""
+    try:
+        record = json.loads(line)
+        there = record["shared"]
+        _ = record["unit"], record["matrices"], record["hidden"]
+    except (ValueError, KeyError, TypeError):
+        raise foreign(path, number) from None
+    for name, value in shared.items():
+        if there.get(name) != value:
+            raise UserError(
+                f"{path.parent} holds measurements with {name.replace('_', '-')} {there.get(name)}, and now it is {value}; "
+                "give another --out"
+            )
+    return record
+
+
+def foreign(path, number):
+    """The error for a line that is none of ours."""
+    return UserError(f"line {number} of {path} is no measurement; move the file away and start again")
+
+
+@contextlib.contextmanager
+def alone(file):
+    """Inside, no other command reads or writes ``file``, where the system has such locks."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+    yield
 
 
 def append(path, record):
     """Add one record, in one write."""
     line = (json.dumps(record) + "\n").encode()
     try:
-        with open(path, "ab", buffering=0) as file:
+        with open(path, "ab", buffering=0) as file, alone(file):
             file.write(line)
             os.fsync(file.fileno())
     except OSError as error:

@@ -5,6 +5,7 @@ import os
 
 COLOURS = {"post": "#c2410c", "pre": "#1d4ed8"}
 TITLES = {"post": "Post-LN", "pre": "Pre-LN"}
+VERDICT_COLOURS = {"holds": "#15803d", "FAILS": "#b91c1c", "differs": "#d97706"}
 MARKERS = {"xavier_uniform": "o", "xavier_normal": "s", "fairseq": "^"}
 
 
@@ -96,12 +97,14 @@ def theory(folder, checks):
                 axis.plot(list(points), reference, "--", color="grey", label="L^(-1/2)")
         axis.set(xscale="log", yscale="log", xlabel=name, ylabel="norm of the last W2's gradient", title=f"theorem 1, {name}")
         if axis.get_legend_handles_labels()[0]:
+            axis.set_xticks(list(points), [str(value) for value in points])
+            axis.minorticks_off()
             axis.legend(fontsize=8)
     for row, check in enumerate(reversed(ranged)):
         low, high = check.allowed
         middle, half = (low + high) / 2, (high - low) / 2
         ends = [(check.measured.low - middle) / half, (check.measured.high - middle) / half]
-        colour = "#15803d" if check.verdict == "holds" else "#b91c1c"
+        colour = VERDICT_COLOURS[check.verdict]
         axes[2].plot([max(-2, min(2, end)) for end in ends], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
         axes[2].plot(max(-2, min(2, (check.measured.value - middle) / half)), row, "|", color=colour)
     axes[2].axvspan(-1, 1, color="grey", alpha=0.15)
@@ -151,7 +154,7 @@ def save(figure, folder, name):
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         path = folder / f"{name}.{kind}"
-        new = folder / f"{name}.new.{kind}"
+        new = folder / f"{name}.{os.getpid()}.new.{kind}"
         figure.savefig(new, dpi=110, metadata=metadata)
         os.replace(new, path)
         paths.append(path)

@@ -61,7 +61,7 @@ def write(out, records, facts):
 
 def write_text(path, text):
     """Write a file by way of another name."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
@@ -257,8 +257,8 @@ def depth_section(groups):
                 + (f"| {expected:g} | {estimate.value - expected:+.3f} |" if expected is not None else "| - | - |")
             )
         lines.append("")
-        for weight_init in dict.fromkeys(key[0] for key in exponents):
-            lines += depth_sentences(weight_init, initial, exponents)
+    for weight_init in dict.fromkeys(group.weight_init for group in initial):
+        lines += depth_sentences(weight_init, initial, exponents)
     return lines
 
 
@@ -277,11 +277,12 @@ def depth_sentences(weight_init, initial, exponents):
         )
     if (weight_init, "pre", "expected_gradient") in exponents:
         estimate = exponents[weight_init, "pre", "expected_gradient"]
-        excluded = estimate.high < 0
-        lines.append(
-            f"- `{weight_init}`, Pre-LN: {'falls' if excluded else 'does not clearly fall'} with depth, exponent "
-            f"{bracket(estimate)}; -0.5 is {'inside' if estimate.low <= -0.5 <= estimate.high else 'outside'} its interval."
-        )
+        if math.isnan(estimate.low):
+            words = "has no interval, with one value at each of two depths"
+        else:
+            words = f"-0.5 is {'inside' if estimate.low <= -0.5 <= estimate.high else 'outside'} its interval"
+            words += f", 0 is {'inside' if estimate.low <= 0 <= estimate.high else 'outside'}"
+        lines.append(f"- `{weight_init}`, Pre-LN: exponent {bracket(estimate)} in the number of layers; {words}.")
     return [*lines, ""] if lines else []
 
 
