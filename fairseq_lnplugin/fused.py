@@ -144,8 +144,8 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, dropout=0.0, need_
     """Multi-head scaled dot-product attention between the projections.
 
     ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch``
-    may be a multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True at pads;
-    ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
+    may be a multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True
+    at pads; ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
     Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
     ``(heads, batch, tgt_len, src_len)``.
     """

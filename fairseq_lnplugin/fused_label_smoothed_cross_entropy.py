@@ -1,8 +1,8 @@
 """fairseq's label smoothed cross entropy without the matrix of all logits: value, gradients and logging are the same.
 
 For a target y and logits z over V types, with ``e`` the smoothing and ``s = e / (V - 1)`` (fairseq spreads e over
-V - 1): ``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``, the gradient being ``(1 - e + e / (V - 1)) ...`` worked out a
-block of rows at a time in the forward pass, at rows with a target only (no pads).
+V - 1): ``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``. Value and gradient are worked out a block of rows at a time
+in the forward pass, at rows with a target only (no pads).
 """
 
 import torch

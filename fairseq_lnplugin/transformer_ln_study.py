@@ -153,7 +153,8 @@ class TransformerLNStudyModel(TransformerModel):
         if multiple > 1:
             logger.warning(
                 "fairseq leaves out the last batch where its size is no multiple of %d "
-                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no sentence",
+                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no "
+                "sentence",
                 multiple,
             )
         return model
@@ -236,7 +237,7 @@ def add_ln_study_args(parser):
         "--grad-norm-interval",
         type=int,
         metavar="N",
-        help="write each matrix's gradient norm to SAVE_DIR/grad_norm.tsv at update 1 and each N-th (default: 0, never)",
+        help="write each matrix's gradient norm to SAVE_DIR/grad_norm.tsv at update 1 and every N (default: 0: never)",
     )
 
 
@@ -308,7 +309,7 @@ def check_sizes(args):
     """Refuse sizes that no model can have.
 
     Raises:
-        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one embedding, two widths.
+        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one table of two widths.
 
     """
     for stack in ("encoder", "decoder"):

@@ -244,8 +244,8 @@ def test_the_loss_sees_a_weight_that_an_optimizer_changed():
 def test_training_in_bfloat16_and_its_validation_use_the_weights_of_the_update(data_bin, fairseq_train, tmp_path):
     """What fairseq-train logs as validation loss after an epoch is what a fresh process finds in that epoch's checkpoint."""
     common = [data_bin, "--arch", "transformer_ln_study_tiny", "--compute-dtype", "bfloat16", "--ln-position", "pre",
-              "--lr", "5e-3", "--criterion", "fused_label_smoothed_cross_entropy", "--optimizer", "fused_adam", "--lr-scheduler", "no_warmup",
-              "--max-tokens", "1000", "--log-format", "json", "--save-dir", tmp_path,
+              "--lr", "5e-3", "--criterion", "fused_label_smoothed_cross_entropy", "--optimizer", "fused_adam",
+              "--lr-scheduler", "no_warmup", "--max-tokens", "1000", "--log-format", "json", "--save-dir", tmp_path,
               "--required-batch-size-multiple", "1"]  # fmt: skip
     log = fairseq_train([*common, "--max-epoch", "3"]).log
     trained = [json.loads(line[line.index("{") :]) for line in log.splitlines() if "| valid | {" in line]

@@ -155,7 +155,7 @@ def test_a_resumed_run_ends_in_the_weights_of_the_unbroken_one(data_bin, fairseq
 
 
 def test_a_state_of_fairseqs_adam_goes_on_in_one_kernel():
-    """fairseq's adam saves no ``fused`` in its groups, and torch would then take its loop over parameters."""
+    """The adam of fairseq saves no ``fused`` in its groups, and torch would then take its loop over parameters."""
     parameters = [torch.nn.Parameter(torch.ones(3))]
     ours = FusedAdam(parameters, 1e-3, (0.9, 0.98), 1e-8, 0.0)
     parameters[0].grad = torch.ones(3)
