@@ -25,8 +25,8 @@ def cast(dtype, *weights):
 def kept_cast(dtype, *weights):
     """The same, kept on the first parameter until :func:`forget_casts`: decoding asks for it at every word."""
     kept = getattr(weights[0], "_kept_cast", None)
-    if kept is None or kept[0] != dtype:
-        kept = dtype, cast(dtype, *weights).detach()
+    if kept is None or kept[0] != (dtype, weights[0].device):
+        kept = (dtype, weights[0].device), cast(dtype, *weights).detach()
         weights[0]._kept_cast = kept
     return kept[1]
 

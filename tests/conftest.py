@@ -95,7 +95,7 @@ def run_fairseq_train(args, workers=1):
         for rank in range(workers)
     ]
     try:
-        log, _ = processes[0].communicate(timeout=120)
+        log, _ = processes[0].communicate(timeout=300)
         statuses = [process.wait(timeout=20) for process in processes]
     finally:
         for process in processes:  # who is still there waits for one that died

@@ -34,14 +34,14 @@ def known_flags():
     flags |= set(model._option_string_actions)
     scripts = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "recipes/corpora").glob("*.py")]
     for script in [*scripts, *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
-        flags |= set(re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8")))
+        flags |= set(re.findall(r"--[a-z][a-z0-9-]+", script.read_text(encoding="utf-8")))
     flags.add("--nproc_per_node")  # torchrun's
     return flags
 
 
 def test_every_flag_in_the_readme_exists():
     """A renamed flag must not live on in the README."""
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", README))
     assert named - known_flags() == set()
 
 
