@@ -19,7 +19,9 @@ declare -A OPTIMIZERS=(
 )
 DROPOUT=0.1
 WEIGHT_INIT=xavier_uniform                                      # of the paper's time; see fairseq_lnplugin/weight_init.py
-DECODING=(--beam 5 --lenpen 1.2 --remove-bpe --max-tokens 4096) # the beam and length penalty of appendix A.1
+# The beam and length penalty of appendix A.1. The longest translation, 1.2 x source + 10 subwords, is that of fairseq's own IWSLT14
+# example: a model that has not learned to end a sentence would run to 200 for each, and decoding it would take hours.
+DECODING=(--beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096)
 EVERY_SENTENCE=(--required-batch-size-multiple 1)               # fairseq drops the last batch otherwise, in silence
 
 # -- Settings from outside --
