@@ -52,7 +52,9 @@ def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     take = cast if torch.is_grad_enabled() or modules[0].training else kept_cast
     weight = take(dtype, *(module.weight for module in modules))
     bias = None if modules[0].bias is None else take(dtype, *(module.bias for module in modules))
-    return F.linear(x.to(dtype), weight, bias)
+    # rows of one product: torch would make a product for each sentence of a transposed x, with a copy of the weight for each
+    rows = x.reshape(-1, x.size(-1)).to(dtype)
+    return F.linear(rows, weight, bias).view(x.shape[:-1] + (weight.size(0),))
 
 
 def compute_dtype_of(weight, dtype):
