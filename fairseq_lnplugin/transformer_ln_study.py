@@ -45,50 +45,44 @@ def wrapped(layer, cfg):
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
-def final_norm(stack):
-    """The arrangement's own norm at the end of ``stack``, in the place of fairseq's, or None."""
-    if stack.layer_norm is None:
-        return None
-    return LN_POSITIONS[stack.cfg.ln_position].final_norm(stack.layer_norm.normalized_shape[-1])
+class Stack:
+    """What encoder and decoder share: numbered layers, the arrangement's norm at the end, and casts of the weights."""
 
-
-class Encoder(TransformerEncoderBase):
-    """fairseq's encoder over :class:`~fairseq_lnplugin.layers.EncoderLayer`."""
-
-    def __init__(self, cfg, dictionary, embed_tokens):
+    def __init__(self, cfg, *args, **kwargs):
         self.layers_built = 0
-        super().__init__(cfg, dictionary, embed_tokens)
-        self.layer_norm = final_norm(self)
+        super().__init__(cfg, *args, **kwargs)
+        if self.layer_norm is not None:  # fairseq's own: the arrangement's takes its place
+            self.layer_norm = LN_POSITIONS[cfg.ln_position].final_norm(self.layer_norm.normalized_shape[-1])
 
     def train(self, mode=True):
         """Torch's, which comes before and after a change of the weights."""
         fused.forget_casts(self)
         return super().train(mode)
+
+    def next_layer(self, layer_class, cfg, *args):
+        """The layer of fairseq's next call of its factory; layers count from 1."""
+        self.layers_built += 1
+        return wrapped(layer_class(cfg, self.layers_built, *args), cfg)
+
+
+class Encoder(Stack, TransformerEncoderBase):
+    """fairseq's encoder over :class:`~fairseq_lnplugin.layers.EncoderLayer`."""
 
     def build_encoder_layer(self, cfg):
         """Fairseq's factory."""
-        self.layers_built += 1
-        return wrapped(EncoderLayer(cfg, self.layers_built), cfg)
+        return self.next_layer(EncoderLayer, cfg)
 
 
-class Decoder(TransformerDecoderBase):
+class Decoder(Stack, TransformerDecoderBase):
     """fairseq's decoder over :class:`~fairseq_lnplugin.layers.DecoderLayer`."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
-        self.layers_built = 0
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
         self.compute_dtype = COMPUTE_DTYPES[cfg.compute_dtype]
-        self.layer_norm = final_norm(self)
-
-    def train(self, mode=True):
-        """Torch's, which comes before and after a change of the weights."""
-        fused.forget_casts(self)
-        return super().train(mode)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Fairseq's factory."""
-        self.layers_built += 1
-        return wrapped(DecoderLayer(cfg, self.layers_built, no_encoder_attn), cfg)
+        return self.next_layer(DecoderLayer, cfg, no_encoder_attn)
 
     def extract_features(
         self,
@@ -184,8 +178,7 @@ class TransformerLNStudyModel(TransformerModel):
                 f"model is --ln-position {self.cfg.ln_position}: give the position that the checkpoint was trained "
                 "with, or another --save-dir"
             )
-        for stack in (self.encoder, self.decoder):
-            name = "encoder" if stack is self.encoder else "decoder"
+        for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
             table = state_dict.get(f"{name}.embed_tokens.weight")
             if table is not None and len(table) != len(stack.dictionary):
                 raise SystemExit(
