@@ -7,6 +7,7 @@ Only the module of the command that was asked for is imported. ``run`` returns t
 import argparse
 import importlib
 import os
+import re
 import sys
 
 #: Command -> module and its one line of help, which stands here so that ``fairseq-ln --help`` imports none of them.
@@ -59,6 +60,17 @@ def run(argv):
             module.add_arguments(command)
     args = parser.parse_args(argv)
     return args.run(args)
+
+
+def whole_number(least):
+    """The type of a flag that takes a whole number from ``least`` on, for argparse."""
+
+    def parse(text):
+        if not re.fullmatch(r"[0-9]+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return parse
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from fairseq_lnplugin import cli
-from fairseq_lnplugin.study.score import COLUMNS, read_hypotheses, read_lines, scores
+from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
+from fairseq_lnplugin.study.score import read_hypotheses, read_lines, scores
 
 SENTENCES = [f"the number {i} is {'even' if i % 2 == 0 else 'odd'} , they say ." for i in range(12)]
 
@@ -237,14 +238,14 @@ def test_scoring_again_replaces_the_row(folder):
 def test_the_header_is_the_contracts(folder):
     """What `fairseq-ln report` reads."""
     score(folder)
-    assert read_lines(folder / "scores.tsv")[0].split("\t") == COLUMNS
-    assert COLUMNS == [
+    assert read_lines(folder / "scores.tsv")[0].split("\t") == SCORE_COLUMNS
+    assert SCORE_COLUMNS == [
         *("epoch", "updates", "subset", "lines", "bleu", "bleu_signature"),
         *("sacrebleu", "sacrebleu_signature", "checkpoint"),
     ]
 
 
-@pytest.mark.parametrize("content", ["", "epoch\tbleu\n3\t20\n", "\t".join(COLUMNS) + "\nlast" + "\tx" * 8 + "\n"])
+@pytest.mark.parametrize("content", ["", "epoch\tbleu\n3\t20\n", "\t".join(SCORE_COLUMNS) + "\nlast" + "\tx" * 8 + "\n"])
 def test_a_file_that_is_not_such_a_table_is_left_alone(folder, content):
     """Nothing of the user's is overwritten."""
     (folder / "scores.tsv").write_text(content)

@@ -33,10 +33,10 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import gradient_report
+from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
 from fairseq_lnplugin.ln_position import LN_POSITIONS
-from fairseq_lnplugin.study.average import CheckpointError, read_checkpoint
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 from fairseq_lnplugin.weight_init import WEIGHT_INITS

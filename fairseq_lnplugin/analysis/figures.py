@@ -1,7 +1,8 @@
 """Figures of the analysis commands, as PNG and SVG. matplotlib is imported where something is drawn, and nowhere else."""
 
 import math
-import os
+
+from fairseq_lnplugin.whole_file import replacing
 
 COLOURS = {"post": "#c2410c", "pre": "#1d4ed8"}
 TITLES = {"post": "Post-LN", "pre": "Pre-LN"}
@@ -154,9 +155,8 @@ def save(figure, folder, name):
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         path = folder / f"{name}.{kind}"
-        new = folder / f"{name}.{os.getpid()}.new.{kind}"
-        figure.savefig(new, dpi=110, metadata=metadata)
-        os.replace(new, path)
+        with replacing(path) as new:
+            figure.savefig(new, format=kind, dpi=110, metadata=metadata)
         paths.append(path)
     pyplot().close(figure)
     return paths

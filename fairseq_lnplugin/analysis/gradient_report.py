@@ -6,11 +6,11 @@ that differ in the seed only.
 
 import json
 import math
-import os
 from collections import defaultdict
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis import figures, intervals
+from fairseq_lnplugin.whole_file import replacing
 
 QUANTITIES = ("expected_gradient", "batch_gradient")
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
@@ -60,10 +60,9 @@ def write(out, records, facts):
 
 
 def write_text(path, text):
-    """Write a file by way of another name."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    """Write a text file whole or not at all."""
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def grouped(records):

@@ -19,8 +19,9 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, build_model
 from fairseq.modules import TransformerSentenceEncoderLayer
 
+from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
+from fairseq_lnplugin.cli import whole_number
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN, SublayerNorm
-from fairseq_lnplugin.study.average import CheckpointError, positive, read_checkpoint
 
 COLUMNS = ("stack", "layer", "sub-layer", "norm", "parameters", "equation", "name")
 #: fairseq's names mislead: ``final_layer_norm`` is the FFN's.
@@ -50,7 +51,7 @@ def add_arguments(parser):
     for name in SWITCHES:
         parser.add_argument(as_flag(name), action="store_true", default=None, help="of fairseq's own models")
     for name in SIZES:
-        parser.add_argument(as_flag(name), type=positive, metavar="N", help="another size than the architecture's")
+        parser.add_argument(as_flag(name), type=whole_number(1), metavar="N", help="another size than the architecture's")
 
 
 def as_flag(name):

@@ -7,15 +7,15 @@ Sums run in float64. All else (settings, task state) is the last file's. The opt
 out: the result is for decoding, not for further training.
 """
 
-import argparse
 import os
-import pickle
 import re
-from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
+
+from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
+from fairseq_lnplugin.cli import whole_number
+from fairseq_lnplugin.whole_file import replacing
 
 #: Settings of a model that change what it computes, some without changing the shape of any parameter.
 SETTINGS = (
@@ -27,24 +27,13 @@ SETTINGS = (
 )
 
 
-class CheckpointError(Exception):
-    """A file cannot be read as a checkpoint, or does not fit the others; the message is for the user."""
-
-
 def add_arguments(parser):
     """The flags of ``fairseq-ln average``."""
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help="files to average")
     parser.add_argument("--out", required=True, metavar="FILE", help="the checkpoint to write")
-    parser.add_argument("--last", type=positive, metavar="N", help="the last N epochs' checkpoint<epoch>.pt in --dir")
+    parser.add_argument("--last", type=whole_number(1), metavar="N", help="the last N epochs' checkpoint<epoch>.pt in --dir")
     parser.add_argument("--dir", metavar="FOLDER", help="folder of the checkpoints, with --last")
-    parser.add_argument("--up-to", type=positive, metavar="EPOCH", help="with --last: leave out later epochs")
-
-
-def positive(text):
-    """A whole number from 1 on."""
-    if not re.fullmatch(r"0*[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+    parser.add_argument("--up-to", type=whole_number(1), metavar="EPOCH", help="with --last: leave out later epochs")
 
 
 def run(args):
@@ -137,29 +126,6 @@ def average(paths):
     }
 
 
-def read_checkpoint(path):
-    """A checkpoint as fairseq-generate reads it, on the CPU.
-
-    Raises:
-        CheckpointError: there is no such file, or fairseq cannot read it.
-
-    """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"there is no file {path}")
-    try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-        if state["cfg"].model is None or not state["model"]:
-            raise ValueError("no model in it")
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = (str(error).strip().splitlines() or [""])[0][:120]
-        if isinstance(error, pickle.UnpicklingError):  # torch's text is a page on weights_only
-            reason = "not a checkpoint, or one damaged or made by other programs"
-        raise CheckpointError(
-            f"{path} cannot be read as a fairseq checkpoint ({type(error).__name__}: {reason})"
-        ) from None
-    return state
-
-
 def settings_of(state):
     """Those of :data:`SETTINGS` that a checkpoint's model has, by name; ``arch`` always."""
     model = state["cfg"].model
@@ -196,12 +162,8 @@ def save(state, path):
         CheckpointError: it cannot be written.
 
     """
-    new = Path(f"{path}.new")
     try:
-        with open(new, "wb") as file:
+        with replacing(path) as new, open(new, "wb") as file:
             torch.save(state, file)
-        os.replace(new, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if new.is_file():
-            new.unlink()
         raise CheckpointError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from None

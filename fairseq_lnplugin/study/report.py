@@ -8,12 +8,12 @@ The same run folders give the same files, byte for byte. Runs that diverged or a
 
 import logging
 import math
-import os
 import re
 from pathlib import Path
 
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.run_folder import RunFolderError, read_study
+from fairseq_lnplugin.whole_file import replacing
 
 VERSIONS = ("python", "torch", "fairseq", "fairseq_lnplugin", "sacrebleu")
 
@@ -108,13 +108,8 @@ def write(folder, files):
                 path.unlink(missing_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
-            try:
+            with replacing(path) as new:
                 new.write_bytes(content)
-                os.replace(new, path)
-            except OSError:
-                new.unlink(missing_ok=True)
-                raise
     except OSError as error:
         raise SystemExit(
             f"fairseq-ln report: {path} cannot be written ({error.strerror}); give another folder with --out"

@@ -15,7 +15,10 @@ import sys
 from sacrebleu.metrics import BLEU
 from sacremoses import MosesDetokenizer
 
-COLUMNS = "epoch updates subset lines bleu bleu_signature sacrebleu sacrebleu_signature checkpoint".split()
+from fairseq_lnplugin.cli import whole_number
+from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
+from fairseq_lnplugin.whole_file import replacing
+
 LINE = re.compile(r"([HT])-(\d+)\t(.*)", re.DOTALL)
 NAMED = 5  # how many ids an error sentence names
 
@@ -27,8 +30,8 @@ def add_arguments(parser):
     parser.add_argument("--lang", required=True, metavar="CODE", help="language of the reference, such as en")
     parser.add_argument("--lowercase", action="store_true", help="compare in lower case, for a lower-cased corpus")
     parser.add_argument("--subset", required=True, type=one_word, metavar="NAME", help="what was translated, as test")
-    parser.add_argument("--epoch", required=True, type=count, metavar="N", help="epoch of the checkpoint")
-    parser.add_argument("--updates", required=True, type=count, metavar="N", help="updates up to the checkpoint")
+    parser.add_argument("--epoch", required=True, type=whole_number(0), metavar="N", help="epoch of the checkpoint")
+    parser.add_argument("--updates", required=True, type=whole_number(0), metavar="N", help="updates up to the checkpoint")
     parser.add_argument("--checkpoint", required=True, type=one_word, metavar="NAME", help="the checkpoint's file name")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="scores.tsv, whose row of this epoch and subset is replaced"
@@ -40,13 +43,6 @@ def one_word(text):
     if not text or re.search(r"\s", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name without spaces")
     return text
-
-
-def count(text):
-    """A whole number from 0 on."""
-    if not re.fullmatch(r"[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
 
 
 def run(args):
@@ -69,7 +65,7 @@ def run(args):
         "checkpoint": args.checkpoint,
         **scores(hypotheses, references, args.lang, args.lowercase),
     }
-    rows[args.epoch, args.subset] = {name: str(row[name]) for name in COLUMNS}
+    rows[args.epoch, args.subset] = {name: str(row[name]) for name in SCORE_COLUMNS}
     write_scores(args.out, rows)
     print(
         f"epoch {args.epoch}, {args.subset}, {len(references)} lines: BLEU {row['bleu']} ({row['bleu_signature']}), "
@@ -190,19 +186,18 @@ def read_scores(path):
         return {}
     header, *lines = read_lines(path) or [""]
     rows = [line.split("\t") for line in lines]
-    if header.split("\t") != COLUMNS or any(len(row) != len(COLUMNS) or not row[0].isdecimal() for row in rows):
-        fail(f"{path} exists and is not a table with the columns {' '.join(COLUMNS)}; move it away")
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    if header.split("\t") != SCORE_COLUMNS or any(len(row) != len(SCORE_COLUMNS) or not row[0].isdecimal() for row in rows):
+        fail(f"{path} exists and is not a table with the columns {' '.join(SCORE_COLUMNS)}; move it away")
+    rows = [dict(zip(SCORE_COLUMNS, row, strict=True)) for row in rows]
     return {(int(row["epoch"]), row["subset"]): row for row in rows}
 
 
 def write_scores(path, rows):
     """Write the table, sorted by epoch and subset, whole or not at all."""
-    lines = [COLUMNS, *([rows[key][name] for name in COLUMNS] for key in sorted(rows))]
+    lines = [SCORE_COLUMNS, *([rows[key][name] for name in SCORE_COLUMNS] for key in sorted(rows))]
     try:
-        with open(f"{path}.new", "w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as new, open(new, "w", encoding="utf-8", newline="\n") as file:
             file.writelines("\t".join(line) + "\n" for line in lines)
-        os.replace(f"{path}.new", path)
     except OSError as error:
         fail(f"{path} cannot be written ({error.strerror})")
 
