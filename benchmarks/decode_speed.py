@@ -37,7 +37,7 @@ SENTENCES_A_BATCH = 50  # of ours; as recipes/common.sh
 
 #: The search of appendix A.1 of the paper, as the recipes have it; and all sentences, where fairseq drops a last batch.
 COMMON = (
-    "--task translation --cpu --beam 5 --lenpen 1.2 --remove-bpe --max-tokens 4096 "
+    "--task translation --cpu --beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096 "
     "--required-batch-size-multiple 1 --no-progress-bar"
 ).split()
 BFLOAT16 = ["--user-dir", "fairseq_lnplugin", "--model-overrides", "{'compute_dtype': 'bfloat16'}"]
