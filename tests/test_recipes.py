@@ -552,6 +552,18 @@ def test_official_dictionaries_are_used_where_the_corpus_has_them(tree):
     )
 
 
+@pytest.mark.parametrize("gpus", ["GPU 0: a card (UUID: 1)", ""])
+def test_auto_takes_bfloat16_where_it_is_the_faster_and_float32_elsewhere(tree, gpus):
+    """With a GPU, or with Intel's AMX; a dry run and a run decide alike."""
+    program = Path(tree.environment["PATH"].split(os.pathsep)[0]) / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{gpus}'\n")
+    program.chmod(0o755)
+    processor = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    expected = "bfloat16" if gpus or "amx_bf16" in processor else "float32"
+    (command,) = printed(tree, "fairseq-train", "--only", "iwslt14-pre-adam-lr5e-4-step", COMPUTE_DTYPE="auto")
+    assert command["--compute-dtype"] == expected
+
+
 # -- what is refused --
 
 
@@ -567,7 +579,7 @@ def test_official_dictionaries_are_used_where_the_corpus_has_them(tree):
         (("--only",), {}, "--only needs a value"),
         (("--seeds", "one"), {}, "SEEDS holds 'one'"),
         ((), {"JOBS": "0"}, "JOBS must be a whole number from 1 on"),
-        ((), {"COMPUTE_DTYPE": "float16"}, "COMPUTE_DTYPE must be float32 or bfloat16"),
+        ((), {"COMPUTE_DTYPE": "float16"}, "COMPUTE_DTYPE must be float32, bfloat16 or auto"),
         ((), {"UPDATE_FREQ": "3"}, "4096 tokens an update cannot be divided"),
         ((), {"WORKERS": "2"}, "WORKERS=2 needs LAUNCH"),
         ((), {"LAUNCH": "srun"}, "LAUNCH needs WORKERS"),
