@@ -25,10 +25,9 @@ DECODING=(--beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --ma
 EVERY_SENTENCE=(--required-batch-size-multiple 1)               # fairseq drops the last batch otherwise, in silence
 
 # -- Settings from outside --
-# MAX_EPOCH (another bound on the epochs than the preset's), COMPUTE_DTYPE (float32, bfloat16, or auto: what is faster here;
-# default: the preset's),
-# SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the cores, or a GPU each; default 1), DATA (folder of the
-# corpora; default data), RUNS (folder of the study's runs).
+# MAX_EPOCH (another bound on the epochs than the preset's), MAX_UPDATE (a bound on the updates), COMPUTE_DTYPE (float32, bfloat16,
+# or auto: what is faster here; default: the preset's), SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the
+# cores, or a GPU each; default 1), DATA (folder of the corpora; default data), RUNS (folder of the study's runs).
 # LAUNCH (a prefix such as "torchrun --nproc_per_node 4" or "srun ...") with WORKERS (how many processes that starts), and
 # UPDATE_FREQ (micro-batches an update): the tokens of an update stay the preset's, divided by WORKERS x UPDATE_FREQ.
 SEEDS=${SEEDS:-1}
@@ -37,6 +36,7 @@ LAUNCH=${LAUNCH:-}
 WORKERS=${WORKERS:-}
 UPDATE_FREQ=${UPDATE_FREQ:-1}
 MAX_EPOCH=${MAX_EPOCH:-}
+MAX_UPDATE=${MAX_UPDATE:-}
 COMPUTE_DTYPE=${COMPUTE_DTYPE:-}
 DATA=${DATA:-data}
 
@@ -44,6 +44,7 @@ FIGURE=                   # recipes with figures set a default
 RECIPE=$(basename "$0" .sh)
 USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
 WORKED=                   # what this start did; empty: nothing to do
+RUNS_TO_COME=0            # after the one that is being trained
 
 log() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$RECIPE" "$*" >&2; }
 
@@ -176,6 +177,7 @@ start() {
   is_count "$UPDATE_FREQ" || die "UPDATE_FREQ must be a whole number from 1 on, but is '$UPDATE_FREQ'"
   is_count "$JOBS" || die "JOBS must be a whole number from 1 on, but is '$JOBS'"
   [[ -z $MAX_EPOCH ]] || is_count "$MAX_EPOCH" || die "MAX_EPOCH must be a whole number from 1 on, but is '$MAX_EPOCH'"
+  [[ -z $MAX_UPDATE ]] || is_count "$MAX_UPDATE" || die "MAX_UPDATE must be a whole number from 1 on, but is '$MAX_UPDATE'"
   ((WORKERS == 1)) || [[ -n $LAUNCH ]] || die "WORKERS=$WORKERS needs LAUNCH, what starts them, such as LAUNCH='torchrun ...'"
   ((WORKERS == 1 || JOBS == 1)) || die "JOBS=$JOBS and WORKERS=$WORKERS: use several jobs or several workers, not both"
   COMPUTE_DTYPE=${COMPUTE_DTYPE:-${PRESET_ROW[compute_dtype]}}
@@ -403,14 +405,14 @@ describe() {
     --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --clip-norm 0.0
     --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${decay[@]}"
     --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
-    --max-epoch "$epochs" --seed "$seed" --save-dir "$RUN_FOLDER/checkpoints"
+    --max-epoch "$epochs" ${MAX_UPDATE:+--max-update "$MAX_UPDATE"} --seed "$seed" --save-dir "$RUN_FOLDER/checkpoints"
     --grad-norm-interval "${PRESET_ROW[grad_norm_interval]}" --log-format json --log-interval "${PRESET_ROW[log_interval]}")
   SETTINGS=$(
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" preset "$PRESET" \
       arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
       hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
-      max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update '' seed "$seed" \
+      max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update "$MAX_UPDATE" seed "$seed" \
       paper_bleu "${ROW[paper_bleu]}" note "${ROW[note]}"
   )
 }
@@ -744,8 +746,10 @@ finish() {
   if [[ $DRY_RUN ]]; then
     log "dry run: nothing was done"
   elif [[ -z $WORKED ]]; then
-    log "nothing to do: all of this was done before; see $RUNS/RESULTS.md"
+    log "nothing to do: all of this was done before$(where_results)"
   else
-    log "finished$([[ ! -f $RUNS/RESULTS.md ]] || echo "; see $RUNS/RESULTS.md")"
+    log "finished$(where_results)"
   fi
 }
+
+where_results() { [[ ! -f $RUNS/RESULTS.md ]] || echo "; see $RUNS/RESULTS.md"; }

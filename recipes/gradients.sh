@@ -11,10 +11,11 @@
 #         5=report     RESULTS.md, figure3.tsv, figures
 # Flags: --stage N, --stop-stage N (number or name); --only RUN: of recipes/runs.tsv, whose warm-up stage to train (may be given
 #        several times; default: iwslt14-post-adam-lr5e-4-warmup4000); --seeds "1 2 3"; --dry-run; --help
-# Settings: IWSLT14 as in recipes/iwslt14.sh; PRESET=paper (default: 512/1024/4, 4096 tokens), cpu (smaller model) or smoke (minutes);
+# Settings: IWSLT14 as in recipes/iwslt14.sh, which stage 1 starts;
+#           PRESET=paper (default: 512/1024/4, 4096 tokens), cpu (smaller model) or smoke (minutes);
 #           LAYERS ("6 8 10 12 14"), SEEDS ("1 2 ... 10"), BATCHES (mini-batches a model, 16), WEIGHT_INIT (xavier_uniform),
 #           OTHER_INITS ("xavier_normal fairseq") with OTHER_SEEDS ("1 2 3"), JOBS (processes that measure at a time, 2),
-#           WARMUP_UPDATES (the run's, 4000), CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
+#           MAX_UPDATE (of stage 3; default: the run's warm-up), CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
 # Writes: runs/gradients-<preset>/RESULTS.md, figure3.tsv, figure3_trained.tsv, figure3.json, figures, measurements.jsonl
 # Time:   stage 2 with PRESET=paper COMPUTE_DTYPE=bfloat16 about an hour on 2 idle CPU cores, two and a half in float32;
 #         4000 updates of stage 3 about an hour and a half in bfloat16. Killed, every stage goes on where it was.
@@ -30,7 +31,7 @@ else
   SEEDS=${SEEDS:-1 2 3 4 5 6 7 8 9 10} LAYERS=${LAYERS:-6 8 10 12 14} BATCHES=${BATCHES:-16} OTHER_SEEDS=${OTHER_SEEDS-1 2 3}
 fi
 OTHER_INITS=${OTHER_INITS-xavier_normal fairseq}
-CHOSEN_INIT=${WEIGHT_INIT:-xavier_uniform}
+CHOSEN_INIT=${WEIGHT_INIT:-xavier_uniform} CHOSEN_UPDATES=${MAX_UPDATE:-}
 # shellcheck source=recipes/common.sh
 . recipes/common.sh
 
@@ -46,8 +47,8 @@ read -r -a LAYER_LIST <<<"$LAYERS"
 read -r -a INIT_LIST <<<"$OTHER_INITS"
 read -r -a OTHER_SEED_LIST <<<"$OTHER_SEEDS"
 read -r -a CHECKPOINT_LIST <<<"${CHECKPOINT:-}"
-for number in "${LAYER_LIST[@]}" "$BATCHES" ${WARMUP_UPDATES:+"$WARMUP_UPDATES"} ${OTHER_SEED_LIST[@]+"${OTHER_SEED_LIST[@]}"}; do
-  is_count "$number" || die "LAYERS, BATCHES, WARMUP_UPDATES and OTHER_SEEDS take whole numbers from 1 on, not '$number'"
+for number in "${LAYER_LIST[@]}" "$BATCHES" ${OTHER_SEED_LIST[@]+"${OTHER_SEED_LIST[@]}"}; do
+  is_count "$number" || die "LAYERS, BATCHES and OTHER_SEEDS take whole numbers from 1 on, not '$number'"
 done
 for file in ${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"}; do
   [[ -f $file ]] || die "CHECKPOINT=$file does not exist; give a checkpoint of this plug-in's Transformer"
@@ -80,53 +81,27 @@ measure() {
   [[ $(measurements) == "$before" ]] || WORKED=yes
 }
 
-measurements() { cat "$RUNS/measurements.jsonl" 2>/dev/null | wc -l; }
+measurements() { if [[ -f $RUNS/measurements.jsonl ]]; then wc -l <"$RUNS/measurements.jsonl"; else echo 0; fi; }
 
 initial() { measure "$1" --arch "${PRESET_ROW[arch]}" --layers "${LAYER_LIST[@]}" --ln-position post pre --weight-init "${@:2}"; }
 
-# warm_up RUN: trains the run's first WARMUP_UPDATES updates into runs of this recipe, and no further.
+# warm_up RUN: sets RUN_FOLDER; trains the run for its warm-up stage, and no further.
 warm_up() {
-  local updates status message
-  describe "$1" "${SEED_LIST[0]}"
-  updates=$(awk -F '\t' '$1 == "warmup_updates" { print $2 }' <<<"$SETTINGS")
-  updates=${WARMUP_UPDATES:-$updates}
-  is_count "$updates" || die "$1 has no warm-up stage; set WARMUP_UPDATES, or choose another --only"
-  TRAIN+=(--max-update "$updates" --keep-last-epochs 2)
-  TRAINED+=("$RUN_FOLDER/checkpoints/checkpoint_last.pt")
-  if [[ $DRY_RUN ]]; then
-    quoted fairseq-train "${TRAIN[@]}"
-    return
-  fi
-  claim
-  if [[ -f $RUN_FOLDER/trained ]]; then
-    log "$1: warmed up already"
-    return
-  fi
-  repair_checkpoints
+  local seed=${SEED_LIST[0]}
+  describe "$1" "$seed"
+  MAX_UPDATE=${CHOSEN_UPDATES:-$(awk -F '\t' '$1 == "warmup_updates" { print $2 }' <<<"$SETTINGS")}
+  is_count "$MAX_UPDATE" || die "$1 has no warm-up stage; set MAX_UPDATE, or choose another --only"
+  if [[ ! $DRY_RUN ]] && ! finished train "$1" "$seed"; then WORKED=yes; fi
   threads "$(cores)"
-  log "$1: $updates updates of warm-up; log: $RUN_FOLDER/train.log"
-  set +e
-  fairseq-train "${TRAIN[@]}" </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$1"
-  status=${PIPESTATUS[0]}
-  set -e
-  message=$(tail -n 5 "$RUN_FOLDER/train.log" | awk 'NF { last = $0 } END { print substr(last, 1, 200) }')
-  ((status == 0)) || die "training of $1 stopped with status $status ($message); see $RUN_FOLDER/train.log, and start again to go on"
-  date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/trained"
-  WORKED=yes
+  train "$1" "$seed" "$1, $MAX_UPDATE updates of warm-up"
+  [[ ! -f $RUN_FOLDER/diverged ]] || die "$1 diverged in its warm-up stage, so there is nothing to measure; see $RUN_FOLDER/train.log"
 }
 
 enter_environment
 [[ $DRY_RUN ]] || check_environment
 
 if stage 1; then
-  if [[ -n ${IWSLT14:-} || $DRY_RUN ]]; then
-    case ${IWSLT14:-} in *://*) from=--download ;; *) from=--from ;; esac
-    do_or_show python recipes/corpora/iwslt14.py --out "$CORPUS" "$from" "${IWSLT14:-IWSLT14}" ||
-      die "the corpus could not be made from $IWSLT14; see above"
-  elif [[ ! -f $CORPUS/corpus.json ]]; then
-    die "IWSLT14 is not set; give the corpus as IWSLT14=PATH, an archive or a folder, as to recipes/iwslt14.sh"
-  fi
-  binarize
+  PRESET=$PRESET DATA=$DATA bash recipes/iwslt14.sh --stop-stage 1 ${DRY_RUN:+--dry-run} || exit 1
 fi
 ((LAST_STAGE == 1)) || use_corpus
 if stage 2; then
@@ -135,16 +110,12 @@ if stage 2; then
 fi
 TRAINED=(${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"})
 if ((FIRST_STAGE <= 4 && LAST_STAGE >= 3 && ${#TRAINED[@]} == 0)); then
-  RUNS_TO_COME=0
-  if stage 3; then
-    for run in "${RUN_NAMES[@]}"; do warm_up "$run"; done
-  else
-    for run in "${RUN_NAMES[@]}"; do
-      describe "$run" "${SEED_LIST[0]}"
-      [[ -f $RUN_FOLDER/trained || $DRY_RUN ]] || die "$run is not warmed up; start with stage warmup, or set CHECKPOINT"
-      TRAINED+=("$RUN_FOLDER/checkpoints/checkpoint_last.pt")
-    done
-  fi
+  if stage 3; then warming=yes; else warming=; fi
+  for run in "${RUN_NAMES[@]}"; do
+    if [[ $warming ]]; then warm_up "$run"; else describe "$run" "${SEED_LIST[0]}"; fi
+    [[ -f $RUN_FOLDER/trained || $DRY_RUN ]] || die "$run is not warmed up; start with stage warmup, or set CHECKPOINT"
+    TRAINED+=("$RUN_FOLDER/checkpoints/checkpoint_last.pt")
+  done
 fi
 if stage 4; then measure "$SEEDS" --checkpoint "${TRAINED[@]}"; fi
 if stage 5; then

@@ -98,6 +98,11 @@ elif name == "fairseq-ln":
         out = Path(flag("--out"))
         rows = out.read_text() if out.exists() else "epoch\\tupdates\\tsubset\\n"
         out.write_text(rows + "\\t".join((flag("--epoch"), flag("--updates"), flag("--subset"))) + "\\n")
+    elif arguments[0] == "gradients":
+        out = Path(flag("--out"))
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "measurements.jsonl", "a") as file:
+            file.write("{{}}\\n" if os.environ.get("MEASURED") != "yes" else "")
     elif arguments[0] == "report":
         Path(arguments[1], "RESULTS.md").write_text("results")
 '''
@@ -562,6 +567,65 @@ def test_auto_takes_bfloat16_where_it_is_the_faster_and_float32_elsewhere(tree, 
     expected = "bfloat16" if gpus or "amx_bf16" in processor else "float32"
     (command,) = printed(tree, "fairseq-train", "--only", "iwslt14-pre-adam-lr5e-4-step", COMPUTE_DTYPE="auto")
     assert command["--compute-dtype"] == expected
+
+
+# -- recipes/gradients.sh --
+
+
+@pytest.fixture
+def measured(tree):
+    """A finished smoke run of gradients.sh, three seeds in two processes, and its output."""
+    result = tree.run("gradients", PRESET="smoke", SEEDS="1 2 3", MAX_UPDATE="7")
+    assert result.returncode == 0, result.stderr
+    return tree, result
+
+
+def test_figure_3_is_measured_at_the_papers_size(tree):
+    """512/1024/4 and 4096 tokens, both positions, five depths, ten seeds, dropout and label smoothing as trained."""
+    result = tree.run("gradients", "--dry-run", "--stage", "gradients", "--stop-stage", "gradients")
+    words = shlex.split(result.stdout.splitlines()[0])
+    for expected in (
+        "--arch transformer_ln_study_iwslt_de_en --layers 6 8 10 12 14 --ln-position post pre --weight-init xavier_uniform",
+        "--seeds 1 2 3 4 5 6 7 8 9 10",
+        "--max-tokens 4096",
+        "--dropout 0.1 --label-smoothing 0.1",
+    ):
+        assert expected in " ".join(words)
+
+
+def test_every_seed_is_measured_by_one_of_the_processes(measured):
+    """Two processes share three seeds; each seed once."""
+    tree, _ = measured
+    calls = [call for call in tree.calls("fairseq-ln") if call[0] == "gradients" and "xavier_uniform" in call]
+    shares = [call[call.index("--seeds") + 1 :] for call in calls[:2]]
+    assert sorted(seed for share in shares for seed in share) == ["1", "2", "3"]
+
+
+def test_the_warm_up_stage_is_trained_and_its_end_measured(measured):
+    """Post-LN with the run's own flags, no further than MAX_UPDATE, then its last checkpoint."""
+    tree, _ = measured
+    (command,) = [flags(call) for call in tree.calls("fairseq-train")]
+    assert (command["--max-update"], command["--ln-position"]) == ("7", "post")
+    last = "runs/gradients-smoke/iwslt14-post-adam-lr5e-4-warmup4000/seed1/checkpoints/checkpoint_last.pt"
+    assert (tree.root / last).exists()
+    assert any("--checkpoint" in call and last in call for call in tree.calls("fairseq-ln"))
+
+
+def test_a_second_start_of_the_measurement_trains_nothing_and_says_so(measured):
+    """The measurements are there (MEASURED), and the warm-up stage is trained."""
+    tree, _ = measured
+    result = tree.run("gradients", PRESET="smoke", SEEDS="1 2 3", MAX_UPDATE="7", MEASURED="yes")
+    assert result.returncode == 0
+    assert "nothing to do" in result.stderr.splitlines()[-1]
+    assert len(tree.calls("fairseq-train")) == 1
+
+
+def test_a_warm_up_stage_that_diverges_is_no_measurement(tree):
+    """The run and its log are named."""
+    result = tree.run("gradients", PRESET="smoke", TRAIN_MODE="diverges")
+    assert result.returncode == 1
+    assert "iwslt14-post-adam-lr5e-4-warmup4000 diverged in its warm-up stage" in result.stderr.splitlines()[-1]
+    assert not any("--checkpoint" in call for call in tree.calls("fairseq-ln") if call[0] == "gradients")
 
 
 # -- what is refused --
