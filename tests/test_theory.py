@@ -210,6 +210,12 @@ def test_what_nothing_guarantees_differs_and_does_not_fail():
     assert check.verdict == "FAILS" and check._replace(strict=False).verdict == "differs"
 
 
+def test_an_interval_across_the_end_of_the_range_decides_nothing():
+    """0.118 [0.104, 0.131] against at most 0.125: neither inside nor outside; a proven claim fails all the same."""
+    check = theory.Check("x", "x", "x", intervals.Estimate(0.118, 0.104, 0.131), (-math.inf, 0.125), strict=False)
+    assert check.verdict == "undecided" and check._replace(strict=True).verdict == "FAILS"
+
+
 def test_the_gradient_itself_has_not_appendix_fs_factor(generator):
     """The branches' Jacobians give back what the LNs take, so that Post-LN's is near 1 and not 0.816."""
     post, *_, pre = theory.own_factors(generator, draws=30, dim=32, layers=8)

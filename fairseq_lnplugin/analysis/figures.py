@@ -6,7 +6,7 @@ from fairseq_lnplugin.whole_file import replacing
 
 COLOURS = {"post": "#c2410c", "pre": "#1d4ed8"}
 TITLES = {"post": "Post-LN", "pre": "Pre-LN"}
-VERDICT_COLOURS = {"holds": "#15803d", "FAILS": "#b91c1c", "differs": "#d97706"}
+VERDICT_COLOURS = {"holds": "#15803d", "FAILS": "#b91c1c", "differs": "#d97706", "undecided": "#d97706"}
 MARKERS = {"xavier_uniform": "o", "xavier_normal": "s", "fairseq": "^"}
 
 

@@ -19,6 +19,10 @@ class Estimate(NamedTuple):
         """Whether the whole interval lies between ``low`` and ``high``; one that is NaN does not."""
         return low <= self.low and self.high <= high
 
+    def outside(self, low, high):
+        """Whether the whole interval lies below ``low`` or above ``high``; one that is NaN does not."""
+        return self.high < low or high < self.low
+
 
 def t_quantile(freedom):
     """The t for which P(|T| < t) is :data:`CONFIDENCE`, with ``freedom`` >= 1 degrees of freedom.
