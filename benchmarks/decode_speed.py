@@ -141,8 +141,7 @@ def decode(side, commands, variables, folder):
     with ExitStack() as stack:
         files = [stack.enter_context(open(log, "wb")) for log in logs]
         processes = [
-            stack.enter_context(Process(command, variables, file))
-            for command, file in zip(commands, files, strict=True)
+            stack.enter_context(Process(command, variables, file)) for command, file in zip(commands, files, strict=True)
         ]
         for process in processes:
             process.wait()
@@ -184,8 +183,7 @@ def measure(data, subset, checkpoint, stock_checkpoint, pairs):
     shards, threads = shards_of(sentences)
     stock = [sys.executable, *stock_arguments(str(data.folder), str(stock_checkpoint), subset)]
     ours = [
-        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, shards, shard)]
-        for shard in range(shards)
+        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, shards, shard)] for shard in range(shards)
     ]
     # torch loads the Namespace in a checkpoint only so, without our plug-in
     loading = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
@@ -230,9 +228,7 @@ def summary(runs):
         "pairs": len(stock),
         "sentences": len(same),
         "sides": {side: {key: results_file.spread([run[key] for run in runs[side]]) for key in keys} for side in runs},
-        "ratio": {
-            key: results_file.spread([a[key] / b[key] for a, b in zip(stock, ours, strict=True)]) for key in keys
-        },
+        "ratio": {key: results_file.spread([a[key] / b[key] for a, b in zip(stock, ours, strict=True)]) for key in keys},
         "bleu": {side: round(bleu(runs[side][0]), 3) for side in runs},
         "same_translations": round(sum(same) / len(same), 4),
     }
@@ -242,9 +238,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_bin", metavar="DATA_BIN", help="folder made by fairseq-preprocess")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of transformer_ln_study"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of transformer_ln_study")
     parser.add_argument("--gen-subset", default="test1", metavar="NAME", help="default: test1")
     results_file.add_arguments(parser)
     args = parser.parse_args()

@@ -135,9 +135,7 @@ def versions():
 
 def spread(values):
     """Median and range of a list of numbers, as they are stored: ``{"median", "min", "max"}``, 4 digits."""
-    return {
-        name: float(f"{of(values):.4g}") for name, of in (("median", statistics.median), ("min", min), ("max", max))
-    }
+    return {name: float(f"{of(values):.4g}") for name, of in (("median", statistics.median), ("min", min), ("max", max))}
 
 
 def load(folder):
@@ -170,9 +168,7 @@ def save(folder, section, row, numbers):
         write(Path(folder) / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         write(Path(folder) / "RESULTS.md", as_markdown(results))
     except OSError as error:
-        raise failure(
-            f"cannot write {error.filename} ({error.strerror}); make room, or give --out another folder"
-        ) from error
+        raise failure(f"cannot write {error.filename} ({error.strerror}); make room, or give --out another folder") from error
 
 
 def write(path, text):
@@ -187,9 +183,7 @@ def add_arguments(parser):
     parser.add_argument("--pairs", type=count, default=5, help="how often each side runs (default: 5)")
     parser.add_argument("--data-name", help="what the results call the data (default: as its corpus.json or folder)")
     default = ROOT / "benchmarks"
-    parser.add_argument(
-        "--out", type=Path, default=default, help="folder of results.json and RESULTS.md (default: here)"
-    )
+    parser.add_argument("--out", type=Path, default=default, help="folder of results.json and RESULTS.md (default: here)")
 
 
 def count(text):
@@ -210,7 +204,7 @@ def shown(words):
 
 INTRODUCTION = """# Speed and memory against stock fairseq
 
-Made by `benchmarks/train_speed.py` and `benchmarks/decode_speed.py` from `results.json`; they replace what they measure
+Made by `train_speed.py`, `decode_speed.py` and `gradients_speed.py` from `results.json`; they replace what they measure
 again. Each pair is stock fairseq and ours, one after the other, in processes of their own, on the same data and
 batches. Numbers are medians over the pairs; a ratio is taken in each pair, its range over the pairs is in brackets."""
 
@@ -232,10 +226,15 @@ sentences in shards over the cores, one process each, as the recipes decode. The
 start to its end, loading included. Translating: fairseq's own "Translated ... in", of the slowest shard. Peak memory:
 the sum over the shards, shared pages counted in each. BLEU: tokenized, against fairseq-generate's `T-` lines."""
 
+GRADIENTS = """## Figure 3
+
+Seconds for one mini-batch of 4096 tokens and one model, paper's IWSLT14 size. Naive: fairseq's model in float32, one whole
+backward a mini-batch (`naive_gradients.py`). Ours: `fairseq-ln gradients`. Peak memory is the resident set of the process."""
+
 
 def as_markdown(results):
     """All of RESULTS.md. ``results``: as :func:`load` gives them."""
-    training, decoding = results.get("training", {}), results.get("decoding", {})
+    training, decoding, gradients = (results.get(section, {}) for section in ("training", "decoding", "gradients"))
     against_stock = {name: row for name, row in training.items() if "stock" in row["sides"]}
     hooks = {name: row for name, row in training.items() if "hook" in row}
     parts = [INTRODUCTION]
@@ -246,7 +245,9 @@ def as_markdown(results):
         parts += [HOOK, hook_table(hooks)]
     if decoding:
         parts += [DECODING, decoding_table(decoding)]
-    parts += ["## Measured with", *measured_with({**training, **decoding})]
+    if gradients:
+        parts += [GRADIENTS, gradients_table(gradients)]
+    parts += ["## Measured with", *measured_with({**training, **decoding, **gradients})]
     return "\n\n".join(parts) + "\n"
 
 
@@ -331,6 +332,18 @@ def decoding_table(rows):
             f"{100 * row['same_translations']:.0f} % of the translations are the same."
         )
     return "\n\n".join([table(header, cells), *notes])
+
+
+def gradients_table(rows):
+    """The obvious way against ours."""
+    header = ["row", "what", "naive, s", "ours, s", "naive / ours", "naive, GiB", "ours, GiB", "pairs x mini-batches"]
+    cells = []
+    for name, row in rows.items():
+        sides = (row["sides"]["naive"], row["sides"]["ours"])
+        seconds = [f"{side['seconds']['median']:.2f}" for side in sides]
+        peaks = [f"{side['peak_gib']['median']:.2f}" for side in sides]
+        cells.append([name, row["about"], *seconds, ratio_text(row["ratio"]), *peaks, f"{row['pairs']} x {row['batches']}"])
+    return table(header, cells)
 
 
 def measured_with(rows):

@@ -250,14 +250,10 @@ def cost_of_a_layer(depths, seconds):
 def cost_of_the_hook(interval, runs):
     """What the hook takes of an update, by its clock (``share``, per measurement) and as two processes differ."""
     inside = [sum(run["hook_seconds"].values()) for run in runs["with"]]
-    measured = [
-        value for run in runs["with"] for update, value in run["hook_seconds"].items() if update % interval == 0
-    ]
+    measured = [value for run in runs["with"] for update, value in run["hook_seconds"].items() if update % interval == 0]
     return {
         "interval": interval,
-        "share": results_file.spread(
-            [hook / (run["seconds"] - hook) for hook, run in zip(inside, runs["with"], strict=True)]
-        ),
+        "share": results_file.spread([hook / (run["seconds"] - hook) for hook, run in zip(inside, runs["with"], strict=True)]),
         "seconds_per_measurement": results_file.spread(measured),
         "between_processes": results_file.spread(
             [b["seconds"] / a["seconds"] - 1 for a, b in zip(runs["without"], runs["with"], strict=True)]
@@ -289,9 +285,7 @@ def main():
     parser.add_argument("data_bin", metavar="DATA_BIN", help="folder made by fairseq-preprocess")
     names = list(ROWS)
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="NAME", help="which (default: all)")
-    parser.add_argument(
-        "--updates", type=results_file.count, default=20, help="measured updates a process (default: 20)"
-    )
+    parser.add_argument("--updates", type=results_file.count, default=20, help="measured updates a process (default: 20)")
     results_file.add_arguments(parser)
     args = parser.parse_args()
     data = results_file.Data(args.data_bin, args.data_name)
