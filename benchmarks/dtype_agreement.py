@@ -71,13 +71,12 @@ def markdown(rows, runs):
         ]
         for name, row in rows.items()
     ]
-    return (
-        f"# float32 against bfloat16 products\n\nMade by `benchmarks/dtype_agreement.py`. {settings['data']}, "
-        f"{settings['pairs']} pairs, preset {settings['preset']}, {max(run.updates for run in runs)} updates; commit {where.get('commit', 'unknown')}, "
-        f"{where.get('device', 'unknown device')}. Validation loss in base 2 with label smoothing, of each seed in turn.\n\n"
-        + results_file.table(header, cells)
-        + "\n"
+    about = (
+        f"Made by `benchmarks/dtype_agreement.py`. {settings['data']}, {settings['pairs']} pairs, preset {settings['preset']}, "
+        f"{max(run.updates for run in runs)} updates; commit {where.get('commit', 'unknown')}, "
+        f"{where.get('device', 'unknown device')}. Validation loss in base 2 with label smoothing, of each seed in turn."
     )
+    return f"# float32 against bfloat16 products\n\n{about}\n\n{results_file.table(header, cells)}\n"
 
 
 def main():
