@@ -12,7 +12,7 @@
 # Flags: --stage N, --stop-stage N (number or name), --only RUN (may be given several times), --seeds "1 2 3", --dry-run, --help
 # Settings: PRESET=cpu (default) or smoke; DATA, RUNS: folders; all others are at the top of recipes/common.sh
 # Writes: runs/quickstart/RESULTS.md and results.tsv, figures; runs/quickstart/<run>/seed<k>/: logs, scores, checkpoints
-# Time: at most 20 minutes on 2 CPU cores, after about 5 minutes of set-up at the first start
+# Time: 15 to 20 minutes on 2 CPU cores, after about 5 minutes of set-up at the first start
 # Expect: Pre-LN without warm-up near Post-LN with it, Post-LN without it clearly behind (the paper on IWSLT14: 34, 34, at most 8.45)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
