@@ -368,6 +368,23 @@ def train(data, save_dir, *flags):
     fairseq_train_here.main(convert_namespace_to_omegaconf(args))
 
 
+def validate(data, checkpoint, task, caplog, monkeypatch):
+    """The loss that ``fairseq-validate`` finds, in this process."""
+    command = [data, "--path", checkpoint, "--task", task, "--criterion", task, "--cpu", "--batch-size", 32, "--seed", 1]
+    command += ["--required-batch-size-multiple", 1, "--num-workers", 0, "--log-format", "json"]
+    given, args = (
+        options.parse_args_and_arch(
+            options.get_validation_parser(), input_args=[str(word) for word in command], suppress_defaults=suppressed
+        )
+        for suppressed in (True, False)
+    )
+    monkeypatch.setattr(fairseq_validate, "reset_logging", lambda: None)  # it takes pytest's handlers away
+    caplog.clear()
+    fairseq_validate.main(convert_namespace_to_omegaconf(args), override_args=given)
+    (found,) = [json.loads(record.message) for record in caplog.records if record.name == "valid"]
+    return next(float(value) for name, value in found.items() if name.endswith("valid_loss") or name == "loss")
+
+
 def binarize(source, destdir, *flags):
     """``fairseq-preprocess --only-source`` in this process, of the files ``SOURCE.train`` and ``SOURCE.valid``."""
     command = ["--only-source", "--trainpref", f"{source}.train", "--validpref", f"{source}.valid", "--destdir", destdir, *flags]
@@ -411,7 +428,7 @@ def test_pretraining_learns(pretrained):
     """Validation loss (bits a masked token) falls from epoch to epoch, and the log says what was built."""
     position, _, log = pretrained
     first, second = (float(line["valid_loss"]) for line in values(log, "valid"))
-    assert second < first < 2 * math.log2(47)
+    assert second < first < 2 * math.log2(49)
     final, embeddings = ("yes", "no") if position == "pre" else ("no", "yes")
     told = f"{position.capitalize()}-LN: norms a layer: encoder 2; final norms: encoder {final}; norms on embeddings: "
     assert told + f"encoder {embeddings}; layers: encoder 2; weight init fairseq" in log
@@ -429,7 +446,7 @@ def test_gradient_norms_of_a_run_are_those_of_its_layers(pretrained):
 
 
 def test_a_checkpoint_is_finetuned_reloaded_and_validated(pretrained, data, tmp_path, caplog, monkeypatch):
-    """--restore-file with a new head: pre-trained weights to begin with, fairseq-validate finds the loss that was logged."""
+    """--restore-file with a new head: pre-trained weights to begin with, fairseq-validate finds the logged loss."""
     position, save_dir, _ = pretrained
     restore = ["--restore-file", save_dir / "checkpoint_last.pt", "--ln-position", position]
     train(data / "pairs", tmp_path / "start", *FINETUNE, *restore, "--lr", 0, "--max-update", 1)
@@ -441,17 +458,23 @@ def test_a_checkpoint_is_finetuned_reloaded_and_validated(pretrained, data, tmp_
     train(data / "pairs", tmp_path / "tuned", *FINETUNE, *restore)
     logged = [json.loads(record.message) for record in caplog.records if record.name == "valid"][-1]
     assert 0 <= float(logged["valid_accuracy"]) <= 100
-    caplog.clear()
-    command = [data / "pairs", "--path", tmp_path / "tuned/checkpoint_last.pt", "--cpu", "--batch-size", 32]
-    command += ["--required-batch-size-multiple", 1, "--task", "sentence_prediction", "--num-workers", 0, "--log-format", "json"]
-    args = options.parse_args_and_arch(options.get_validation_parser(), input_args=[str(word) for word in command])
-    monkeypatch.setattr(fairseq_validate, "reset_logging", lambda: None)  # it takes pytest's handlers away
-    fairseq_validate.main(convert_namespace_to_omegaconf(args), override_args=args)
-    found = [json.loads(record.message) for record in caplog.records if record.name == "valid"][-1]
-    found = next(float(value) for name, value in found.items() if name.endswith("loss"))
+    found = validate(data / "pairs", tmp_path / "tuned/checkpoint_last.pt", "sentence_prediction", caplog, monkeypatch)
     assert found == pytest.approx(float(logged["valid_loss"]), abs=2e-3)
 
-    assert cli.main(["map", "--checkpoint", str(tmp_path / "tuned/checkpoint_last.pt")]) == 0
+
+def test_validate_finds_the_masked_lm_loss_that_training_logged(pretrained, data, caplog, monkeypatch):
+    """The same masks: they depend on the seed, the epoch and the line."""
+    _, save_dir, log = pretrained
+    caplog.set_level("INFO")
+    found = validate(data / "bin", save_dir / "checkpoint_last.pt", "masked_lm", caplog, monkeypatch)
+    assert found == pytest.approx(float(values(log, "valid")[-1]["valid_loss"]), abs=2e-3)
+
+
+def test_map_reads_a_checkpoint(pretrained, capsys):
+    """Its settings tell the position; with all of its parameters."""
+    position, save_dir, _ = pretrained
+    assert cli.main(["map", "--checkpoint", str(save_dir / "checkpoint_last.pt")]) == 0
+    assert f"bert_ln_study_tiny: {position.capitalize()}-LN; " in capsys.readouterr().out
 
 
 def test_a_checkpoint_needs_no_flags_to_be_loaded(pretrained):
@@ -493,7 +516,7 @@ def test_a_checkpoint_of_another_dictionary_is_refused_in_a_sentence(pretrained,
     """Both numbers of types, <mask> included."""
     position, save_dir, _ = pretrained
     binarize(data / "label", tmp_path / "bin")
-    with pytest.raises(SystemExit, match=r"the checkpoint's encoder knows 45 types .* dictionary has 7: binarize with"):
+    with pytest.raises(SystemExit, match=r"the checkpoint's encoder knows 49 types .* dictionary has 9: binarize with"):
         restore = ["--restore-file", save_dir / "checkpoint_last.pt", "--ln-position", position]
         train(tmp_path / "bin", tmp_path, *PRETRAIN, *restore)
 
