@@ -243,6 +243,8 @@ def main():
     results_file.add_arguments(parser)
     args = parser.parse_args()
     data = results_file.Data(args.data_bin, args.data_name)
+    if data.languages is None:
+        raise failure(f"{args.data_bin} holds one text and nothing to translate; give a folder of two languages")
     sentences = data.pairs(args.gen_subset)
     results_file.load(args.out)  # a broken file is told of now, not after the work
     name = f"{data.name}, {args.gen_subset}"

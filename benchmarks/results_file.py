@@ -27,7 +27,8 @@ SPEED_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "MALLOC_
 class Data:
     """A folder made by fairseq-preprocess, and what the results call it.
 
-    ``name``: from corpus.json in it or above it, else the folder's name (that above a folder ``bin``).
+    ``name``: from corpus.json in it or above it, else the folder's name (that above a folder ``bin``). ``languages``: as in
+    ``de-en``; None for a text made with --only-source.
 
     Raises:
         SystemExit: it is no such folder.
@@ -37,9 +38,9 @@ class Data:
     def __init__(self, folder, name=None):
         self.folder = Path(folder).resolve()
         found = sorted(self.folder.glob("train.*-*.*.idx"))
-        if not found:
+        if not found and not (self.folder / "train.idx").is_file():
             raise failure(f"{folder} holds no train.*.idx; give a folder made by fairseq-preprocess")
-        self.languages = found[0].name.split(".")[1]
+        self.languages = found[0].name.split(".")[1] if found else None
         self.name = name or self.name_of_corpus()
 
     def name_of_corpus(self):
@@ -53,14 +54,14 @@ class Data:
         return (self.folder.parent if self.folder.name == "bin" else self.folder).name
 
     def pairs(self, subset):
-        """Number of sentence pairs of a subset, as its index file says.
+        """Number of sentence pairs of a subset, or of lines of a text, as its index file says.
 
         Raises:
             SystemExit: there is no such subset.
 
         """
-        source = self.languages.split("-")[0]
-        index = self.folder / f"{subset}.{self.languages}.{source}.idx"
+        languages = f".{self.languages}.{self.languages.split('-')[0]}" if self.languages else ""
+        index = self.folder / f"{subset}{languages}.idx"
         try:
             with open(index, "rb") as file:  # magic (9 bytes), version, type of the numbers, sentences
                 return struct.unpack_from("<QBQ", file.read(26), 9)[2]
@@ -77,7 +78,7 @@ def conditions(data, command, variables):
     """
     return {
         "measured": datetime.date.today().isoformat(),
-        "data": {"name": data.name, "pairs": data.pairs("train")},
+        "data": {"name": data.name, "pairs" if data.languages else "lines": data.pairs("train")},
         "commit": commit(),
         "command": shlex.join(command),
         "machine": machine(),
@@ -211,7 +212,8 @@ batches. Numbers are medians over the pairs; a ratio is taken in each pair, its 
 TRAINING = """## Training
 
 Target tokens a second, from the line of fairseq's log for the last update before the measured ones to that for the last
-measured one. Peak memory is the resident set of the process. 6-6 layers where nothing else is said."""
+measured one; of BERT all tokens but pads. Peak memory is the resident set of the process. 6-6 layers where nothing else
+is said. BERT: masked LM in blocks of up to 512 tokens, stock is fairseq's `roberta`."""
 
 HOOK = """## Gradient-norm hook
 
@@ -358,7 +360,8 @@ def measured_with(rows):
         lines = [
             f"**{'; '.join(names)}**",
             "",
-            f"* {had['measured']}, commit {had['commit']}; data {data['name']}, {data['pairs']:,} training pairs",
+            f"* {had['measured']}, commit {had['commit']}; data {data.pop('name')}, "
+            + ", ".join(f"{number:,} training {unit}" for unit, number in data.items()),
             f"* {where['cpu']}; {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
             f"{', '.join(where['isa']) or 'extensions unknown'}; AMX: {'yes' if where['amx'] else 'no'}",
             f"* Python {what['python']}, torch {what['torch']}, {what['fairseq']}, compiled kernels: "

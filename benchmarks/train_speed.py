@@ -2,9 +2,9 @@
 
     python benchmarks/train_speed.py DATA_BIN [--rows NAME ...] [--pairs 5] [--updates 20] [--out benchmarks]
 
-DATA_BIN is a folder made by fairseq-preprocess. All processes run on the CPU, one at a time, each with as many threads
-as there are cores; nothing else should run meanwhile. Results go to results.json and RESULTS.md in ``--out`` after each
-row.
+DATA_BIN is a folder made by fairseq-preprocess: of two languages, or with --only-source for the rows of BERT. All
+processes run on the CPU, one at a time, each with as many threads as there are cores; nothing else should run meanwhile.
+Results go to results.json and RESULTS.md in ``--out`` after each row.
 
 What is measured
     In each pair, the processes of a row run in turn, with one seed (the pair's number), so on the same batches: the
@@ -14,7 +14,7 @@ What is measured
     pads) of the measured updates over the seconds from the line of the last warm-up update to that of the last measured
     one. Start, validation, checkpoints and end are not in it. Peak memory is what the system says of the whole process.
 
-Rows (all of them unless ``--rows`` says which)
+Rows (all of them that go with the data unless ``--rows`` says which)
     paper-bf16, paper-fp32   the paper's IWSLT14 size, 6-6 layers, 512 / 1024, 4 heads
     small-bf16               256 / 512, 4 heads
     deep-bf16                14-14 layers; in the same pairs also ours at 6-6 and 10-10, for the cost of a layer
@@ -22,6 +22,9 @@ Rows (all of them unless ``--rows`` says which)
                              by more than the hook costs, so a clock in the hook gives it too (hook_timer.py). hook-100
                              measures 100 updates at least, of which one has the hook's work.
     fp32-no-amx              as paper-fp32, with oneDNN kept from AMX on both sides
+    bert-bf16, bert-fp32     masked LM at BERT base's size, 12 layers, 768 / 3072, 12 heads, Post-LN, against fairseq's
+                             ``roberta``; tokens are then all but pads, not the masked ones only
+    bert-small-bf16          the same, 6 layers, 256 / 1024, 4 heads
 """
 
 import argparse
@@ -39,18 +42,29 @@ WARMUP_UPDATES = 4
 
 #: What both sides share: the recipes' settings (appendix A.1 of the paper) with fairseq's own schedule.
 COMMON = (
-    "--task translation --cpu --dropout 0.1 --label-smoothing 0.1 --adam-betas (0.9,0.98) --clip-norm 0.0 --lr 5e-4 "
-    "--lr-scheduler inverse_sqrt --warmup-updates 4000 --max-tokens 4096 --required-batch-size-multiple 1 --no-save "
-    "--disable-validation --log-format json --log-interval 1"
+    "--cpu --dropout 0.1 --adam-betas (0.9,0.98) --clip-norm 0.0 --lr 5e-4 --lr-scheduler inverse_sqrt "
+    "--warmup-updates 4000 --max-tokens 4096 --required-batch-size-multiple 1 --no-save --disable-validation "
+    "--log-format json --log-interval 1"
 ).split()
+#: What they share beside it, by task.
+TASKS = {
+    "translation": "--task translation --label-smoothing 0.1".split(),
+    "masked_lm": (
+        "--task masked_lm --criterion masked_lm --tokens-per-sample 512 --sample-break-mode complete --attention-dropout 0.1"
+    ).split(),
+}
 STOCK = "--arch transformer --criterion label_smoothed_cross_entropy --optimizer adam".split()
-OURS = "--user-dir fairseq_lnplugin --criterion fused_label_smoothed_cross_entropy --optimizer fused_adam".split()
+STOCK_BERT = "--arch roberta --optimizer adam".split()
+OURS_BERT = "--user-dir fairseq_lnplugin --optimizer fused_adam".split()
+OURS = [*OURS_BERT, "--criterion", "fused_label_smoothed_cross_entropy"]
 
 FAIRSEQ_TRAIN = ("-m", "fairseq_cli.train")
 HOOK_TIMER = ("benchmarks/hook_timer.py",)
 
 PAPER = ("transformer_ln_study_iwslt_de_en", 512, 1024, 4)
 SMALL = ("transformer_ln_study_small", 256, 512, 4)
+BERT = ("bert_ln_study", 768, 3072, 12)
+SMALL_BERT = ("bert_ln_study_small", 256, 1024, 4)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Row:
     ``about``: what it is, for a reader. ``sides``: name to arguments of fairseq-train; the first two are compared.
     ``goal``: the least ratio (0: none), or the largest share of the hook. ``depths``: side to its layers, for the cost
     of a layer. ``hook_interval``: of the second side, when the hook is what is measured. ``variables``: of the
-    environment.
+    environment. ``task``: of fairseq, a key of :data:`TASKS`.
     """
 
     about: str
@@ -69,14 +83,20 @@ class Row:
     depths: dict = field(default_factory=dict)
     hook_interval: int = 0
     variables: dict = field(default_factory=dict)
+    task: str = "translation"
+
+
+def size_flags(size, layers, stacks=("encoder", "decoder")):
+    """A size and a depth as flags of fairseq's own models."""
+    _, embed_dim, ffn_embed_dim, heads = size
+    sizes = (("embed-dim", embed_dim), ("ffn-embed-dim", ffn_embed_dim), ("attention-heads", heads), ("layers", layers))
+    flags = [(f"--{stack}-{name}", str(value)) for stack in stacks for name, value in sizes]
+    return [word for flag in flags for word in flag]
 
 
 def stock(size, layers=6):
     """Arguments of fairseq's ``transformer`` at a size and a depth."""
-    _, embed_dim, ffn_embed_dim, heads = size
-    sizes = (("embed-dim", embed_dim), ("ffn-embed-dim", ffn_embed_dim), ("attention-heads", heads), ("layers", layers))
-    flags = [(f"--{stack}-{name}", str(value)) for stack in ("encoder", "decoder") for name, value in sizes]
-    return [*STOCK, *(word for flag in flags for word in flag)]
+    return [*STOCK, *size_flags(size, layers)]
 
 
 def ours(size, compute_dtype, layers=6, *more):
@@ -88,6 +108,15 @@ def ours(size, compute_dtype, layers=6, *more):
 def against_stock(about, size, compute_dtype, goal, **more):
     """A row of stock and ours with 6-6 layers."""
     return Row(about, {"stock": stock(size), "ours": ours(size, compute_dtype)}, goal, **more)
+
+
+def bert(about, size, layers, compute_dtype):
+    """A row of fairseq's ``roberta`` and our model of the same size, Post-LN both."""
+    sides = {
+        "stock": [*STOCK_BERT, *size_flags(size, layers, ["encoder"])],
+        "ours": [*OURS_BERT, "--arch", size[0], "--compute-dtype", compute_dtype],
+    }
+    return Row(about, sides, 1.0, task="masked_lm")
 
 
 def hook(interval, goal):
@@ -119,6 +148,9 @@ ROWS = {
     "fp32-no-amx": against_stock(
         "paper's IWSLT14 size, float32, no AMX", PAPER, "float32", 1.2, variables={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     ),
+    "bert-bf16": bert("BERT base, 12 layers, bfloat16", BERT, 12, "bfloat16"),
+    "bert-fp32": bert("BERT base, 12 layers, float32", BERT, 12, "float32"),
+    "bert-small-bf16": bert("BERT of 6 layers, d 256, FFN 1024, bfloat16", SMALL_BERT, 6, "bfloat16"),
 }
 
 
@@ -167,7 +199,7 @@ def arguments(row, side, data_bin, seed, updates, save_dir):
     """What follows the Python program on the command line."""
     program = HOOK_TIMER if row.hook_interval else FAIRSEQ_TRAIN
     until = ["--max-update", str(WARMUP_UPDATES + updates), "--seed", seed, "--save-dir", save_dir]
-    return [*program, data_bin, *row.sides[side], *COMMON, *until]
+    return [*program, data_bin, *row.sides[side], *TASKS[row.task], *COMMON, *until]
 
 
 def shown(row, side, data, seed, updates):
@@ -284,15 +316,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_bin", metavar="DATA_BIN", help="folder made by fairseq-preprocess")
     names = list(ROWS)
-    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="NAME", help="which (default: all)")
+    parser.add_argument("--rows", nargs="+", choices=names, metavar="NAME", help="which (default: all that go with the data)")
     parser.add_argument("--updates", type=results_file.count, default=20, help="measured updates a process (default: 20)")
     results_file.add_arguments(parser)
     args = parser.parse_args()
     data = results_file.Data(args.data_bin, args.data_name)
+    fitting = [name for name in names if (ROWS[name].task == "translation") == (data.languages is not None)]
+    for name in args.rows or ():
+        if name not in fitting:
+            raise failure(f"{name} needs a DATA_BIN of --task {ROWS[name].task}; with {data.name} go {', '.join(fitting)}")
     results_file.load(args.out)  # a broken file is told of now, not after the first row
     if os.getloadavg()[0] > 0.5:
         say(f"other programs use the cores (load {os.getloadavg()[0]:.1f}), and the numbers will suffer")
-    for name in args.rows:
+    for name in args.rows or fitting:
         row, updates = ROWS[name], updates_of(ROWS[name], args.updates)
         command = [
             "python",

@@ -4,6 +4,7 @@
 
 ====================================  ==============================================================
 ``--arch transformer_ln_study*``      :mod:`~fairseq_lnplugin.transformer_ln_study`
+``--arch bert_ln_study*``             :mod:`~fairseq_lnplugin.bert_ln_study`
 ``--criterion fused_label_smoothed_cross_entropy``  :mod:`~fairseq_lnplugin.fused_label_smoothed_cross_entropy`
 ``--lr-scheduler no_warmup``          :mod:`~fairseq_lnplugin.lr_scheduler`
 ``--lr-scheduler warmup_inverse_sqrt``  :mod:`~fairseq_lnplugin.lr_scheduler`
@@ -18,6 +19,7 @@ from fairseq_lnplugin import compat  # first: it makes fairseq work on today's t
 compat.apply()
 
 from fairseq_lnplugin import (  # noqa: E402  compat has to come first
+    bert_ln_study,
     fused_adam,
     fused_label_smoothed_cross_entropy,
     grad_norm,
@@ -30,6 +32,7 @@ grad_norm.install()
 
 __version__ = "0.1.0"
 __all__ = [
+    "bert_ln_study",
     "compat",
     "fused_adam",
     "fused_label_smoothed_cross_entropy",

@@ -68,13 +68,24 @@ def allow_namespace_in_checkpoints():
 
 
 def name_missing_dictionaries():
-    """Let fairseq's translation task say in a sentence that a folder is no binarized data; it ends in a traceback.
+    """Let fairseq's tasks say in a sentence that a folder is no binarized data; they end in a traceback.
 
     It may go when fairseq says so itself.
     """
+    from fairseq.tasks.masked_lm import MaskedLMTask
+    from fairseq.tasks.sentence_prediction import SentencePredictionTask
     from fairseq.tasks.translation import TranslationTask
 
-    original = TranslationTask.setup_task.__func__
+    for task, dictionaries in (
+        (TranslationTask, "dict.LANG.txt of both languages"),
+        (MaskedLMTask, "dict.txt"),
+        (SentencePredictionTask, "input0/dict.txt and label/dict.txt"),
+    ):
+        task.setup_task = classmethod(naming_missing(dictionaries, task.setup_task.__func__))
+
+
+def naming_missing(dictionaries, original):
+    """A task's ``setup_task`` that names what a data folder has to hold; ``original``: fairseq's."""
 
     @functools.wraps(original)
     def setup_task(cls, cfg, **kwargs):
@@ -86,11 +97,11 @@ def name_missing_dictionaries():
                 reason = f"no {error.filename}" if getattr(error, "filename", None) else str(error)
                 raise SystemExit(
                     f"{cfg.data} is not a folder that fairseq-preprocess wrote ({reason}); "
-                    "give its --destdir, which holds dict.LANG.txt of both languages"
+                    f"give its --destdir, which holds {dictionaries}"
                 ) from None
             raise
 
-    TranslationTask.setup_task = classmethod(setup_task)
+    return setup_task
 
 
 def keep_nan_detector_alive():

@@ -37,6 +37,12 @@ UNSUPPORTED = ("cross_self_attention", "quant_noise_pq", "quant_noise_scalar", "
                "decoder_xformers_att_config", "scale_attn", "scale_fc", "scale_heads", "scale_resids",
                "base_layers")  # fmt: skip
 
+STACKS = ("encoder", "decoder")
+
+#: Flags that are probabilities, of any of our models.
+RATES = ("dropout", "attention_dropout", "activation_dropout", "pooler_dropout", "encoder_layerdrop",
+         "decoder_layerdrop")  # fmt: skip
+
 
 def wrapped(layer, cfg):
     """The layer under activation checkpointing and FSDP, as the flags say (fairseq wraps its own layers so)."""
@@ -46,18 +52,13 @@ def wrapped(layer, cfg):
 
 
 class Stack:
-    """What encoder and decoder share: numbered layers, the arrangement's norm at the end, and casts of the weights."""
+    """What encoder and decoder share: numbered layers, and the arrangement's norm at the end."""
 
     def __init__(self, cfg, *args, **kwargs):
         self.layers_built = 0
         super().__init__(cfg, *args, **kwargs)
         if self.layer_norm is not None:  # fairseq's own: the arrangement's takes its place
             self.layer_norm = LN_POSITIONS[cfg.ln_position].final_norm(self.layer_norm.normalized_shape[-1])
-
-    def train(self, mode=True):
-        """Torch's, which comes before and after a change of the weights."""
-        fused.forget_casts(self)
-        return super().train(mode)
 
     def next_layer(self, layer_class, cfg, *args):
         """The layer of fairseq's next call of its factory; layers count from 1."""
@@ -115,8 +116,93 @@ class Decoder(Stack, TransformerDecoderBase):
             return fused.linear(features, self.compute_dtype, self.output_projection).to(features.dtype)
 
 
+class LNStudyModel:
+    """What the models of this plug-in share: why a checkpoint is refused, what the log says, and casts of the weights.
+
+    A subclass gives :meth:`stacks`.
+    """
+
+    def stacks(self):
+        """The stacks by their names in the state dict, the encoder first."""
+        raise NotImplementedError
+
+    def train(self, mode=True):
+        """Torch's, which comes before and after a change of the weights."""
+        fused.forget_casts(self)
+        return super().train(mode)
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq's.
+
+        Raises:
+            SystemExit: the checkpoint is of another LN position, of other dictionaries or of another size.
+
+        """
+        prefix, encoder = next(iter(self.stacks().items()))
+        ends_in_norm = f"{prefix}.layer_norm.weight" in state_dict
+        if ends_in_norm != (encoder.layer_norm is not None):
+            raise SystemExit(
+                f"the checkpoint's encoder ends in {'an LN (Pre-LN)' if ends_in_norm else 'no LN (Post-LN)'} and this "
+                f"model is --ln-position {encoder.cfg.ln_position}: give the position that the checkpoint was trained "
+                "with, or another --save-dir"
+            )
+        for prefix, stack in self.stacks().items():
+            table = state_dict.get(f"{prefix}.embed_tokens.weight")
+            if table is not None and len(table) != len(stack.dictionary):
+                raise SystemExit(
+                    f"the checkpoint's {short(prefix)} knows {len(table)} types and the data folder's dictionary has "
+                    f"{len(stack.dictionary)}: binarize with the dictionaries of its training (fairseq-preprocess "
+                    "--srcdict, --tgtdict)"
+                )
+        fused.forget_casts(self)
+        try:
+            return super().load_state_dict(state_dict, strict, model_cfg, args)
+        except RuntimeError as error:  # torch lists every difference, one a line, below a title
+            first = str(error).partition("\n")[2].partition("\n")[0] or str(error)
+            first = textwrap.shorten(first, 160, placeholder=" ...")
+            raise SystemExit(f"the checkpoint does not fit this model's flags: {first}") from None
+
+    def log_what_was_built(self, args):
+        """One line: position, norms, layers, init, compute dtype, parameters; and a warning of batches left out."""
+        stacks = {short(prefix): stack for prefix, stack in self.stacks().items()}
+
+        def of_each(value):
+            return ", ".join(f"{name} {value(stack)}" for name, stack in stacks.items())
+
+        logger.info(
+            "%s-LN: norms a layer: %s; final norms: %s; norms on embeddings: %s; layers: %s; weight init %s; "
+            "compute dtype %s; %s parameters",
+            args.ln_position.capitalize(),
+            of_each(lambda stack: sum(isinstance(module, nn.LayerNorm) for module in stack.layers[0].modules())),
+            of_each(lambda stack: "no" if stack.layer_norm is None else "yes"),
+            of_each(lambda stack: "no" if stack.layernorm_embedding is None else "yes"),
+            of_each(lambda stack: stack.num_layers),
+            args.weight_init,
+            args.compute_dtype,
+            f"{sum(parameter.numel() for parameter in self.parameters()):,}",
+        )
+        multiple = getattr(args, "required_batch_size_multiple", 1)
+        if multiple > 1:
+            logger.warning(
+                "fairseq leaves out the last batch where its size is no multiple of %d "
+                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no "
+                "sentence",
+                multiple,
+            )
+
+
+def short(prefix):
+    """A stack's name in the state dict as a reader knows it: ``encoder``, ``decoder``."""
+    return prefix.partition(".")[0]
+
+
+def as_namespace(args):
+    """The model's settings, which fairseq-hydra-train gives in a form where fairseq's configs would lose our flags."""
+    return Namespace(**OmegaConf.to_container(args)) if isinstance(args, DictConfig) else args
+
+
 @register_model("transformer_ln_study")
-class TransformerLNStudyModel(TransformerModel):
+class TransformerLNStudyModel(LNStudyModel, TransformerModel):
     """Encoder-decoder Transformer with a choice of LN position (Xiong et al. 2020, Table 1)."""
 
     @classmethod
@@ -133,8 +219,7 @@ class TransformerLNStudyModel(TransformerModel):
             SystemExit: one embedding for two dictionaries asked for.
 
         """
-        if isinstance(args, DictConfig):  # fairseq-hydra-train; fairseq's TransformerConfig would lose our flags
-            args = Namespace(**OmegaConf.to_container(args))
+        args = as_namespace(args)
         if getattr(args, "share_all_embeddings", False) and task.source_dictionary != task.target_dictionary:
             raise SystemExit(
                 "one embedding for source, target and output (--share-all-embeddings, which "
@@ -142,15 +227,7 @@ class TransformerLNStudyModel(TransformerModel):
                 "run fairseq-preprocess with --joined-dictionary, or leave the flag out and take another named size"
             )
         model = super().build_model(args, task)
-        model.log_what_was_built()
-        multiple = getattr(args, "required_batch_size_multiple", 1)
-        if multiple > 1:
-            logger.warning(
-                "fairseq leaves out the last batch where its size is no multiple of %d "
-                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no "
-                "sentence",
-                multiple,
-            )
+        model.log_what_was_built(args)
         return model
 
     @classmethod
@@ -164,62 +241,21 @@ class TransformerLNStudyModel(TransformerModel):
         cfg = TransformerConfig.from_namespace(args)
         return Decoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """As fairseq's.
-
-        Raises:
-            SystemExit: the checkpoint is of another LN position, of other dictionaries or of another size.
-
-        """
-        ends_in_norm = "encoder.layer_norm.weight" in state_dict
-        if ends_in_norm != (self.encoder.layer_norm is not None):
-            raise SystemExit(
-                f"the checkpoint's encoder ends in {'an LN (Pre-LN)' if ends_in_norm else 'no LN (Post-LN)'} and this "
-                f"model is --ln-position {self.cfg.ln_position}: give the position that the checkpoint was trained "
-                "with, or another --save-dir"
-            )
-        for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
-            table = state_dict.get(f"{name}.embed_tokens.weight")
-            if table is not None and len(table) != len(stack.dictionary):
-                raise SystemExit(
-                    f"the checkpoint's {name} knows {len(table)} types and the data folder's dictionary has "
-                    f"{len(stack.dictionary)}: binarize with the dictionaries of its training (fairseq-preprocess "
-                    "--srcdict, --tgtdict)"
-                )
-        fused.forget_casts(self)
-        try:
-            return super().load_state_dict(state_dict, strict, model_cfg, args)
-        except RuntimeError as error:  # torch lists every difference, one a line, below a title
-            first = str(error).partition("\n")[2].partition("\n")[0] or str(error)
-            first = textwrap.shorten(first, 160, placeholder=" ...")
-            raise SystemExit(f"the checkpoint does not fit this model's flags: {first}") from None
-
-    def log_what_was_built(self):
-        """One line: position, norms per layer, final norms, init, compute dtype, parameters."""
-        first_layers = (self.encoder.layers[0], self.decoder.layers[0])
-        norms = [sum(isinstance(module, nn.LayerNorm) for module in layer.modules()) for layer in first_layers]
-        logger.info(
-            "%s-LN: %d norms an encoder layer, %d a decoder layer, final norms: encoder %s, decoder %s; %d-%d layers; "
-            "weight init %s; compute dtype %s; %s parameters",
-            self.cfg.ln_position.capitalize(),
-            *norms,
-            "yes" if self.encoder.layer_norm is not None else "no",
-            "yes" if self.decoder.layer_norm is not None else "no",
-            self.encoder.num_layers,
-            self.decoder.num_layers,
-            self.cfg.weight_init,
-            self.cfg.compute_dtype,
-            f"{sum(parameter.numel() for parameter in self.parameters()):,}",
-        )
+    def stacks(self):
+        """Encoder and decoder."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
 
 
-def add_ln_study_args(parser):
-    """The flags of every model of this plug-in. No defaults here: the named sizes fill them in, and a flag wins."""
+def add_ln_study_args(parser, weight_init="xavier_uniform"):
+    """The flags of every model of this plug-in. No defaults here: the named sizes fill them in, and a flag wins.
+
+    ``weight_init``: the model's default.
+    """
     parser.add_argument(
         "--ln-position", choices=sorted(LN_POSITIONS), help="where the layer normalization sits (default: post)"
     )
     parser.add_argument(
-        "--weight-init", choices=sorted(WEIGHT_INITS), help="how the weights start (default: xavier_uniform)"
+        "--weight-init", choices=sorted(WEIGHT_INITS), help=f"how the weights start (default: {weight_init})"
     )
     parser.add_argument(
         "--compute-dtype",
@@ -234,15 +270,17 @@ def add_ln_study_args(parser):
     )
 
 
-def fill_ln_study_args(args):
+def fill_ln_study_args(args, stacks=STACKS, weight_init="xavier_uniform"):
     """Defaults of our flags, and fairseq's own LN flags set to agree with ``--ln-position``.
+
+    ``stacks``: of the model; ``weight_init``: its default.
 
     Raises:
         SystemExit: a choice is unknown; a flag contradicts another, or would do nothing in our layers.
 
     """
     args.ln_position = getattr(args, "ln_position", None) or "post"
-    args.weight_init = getattr(args, "weight_init", None) or "xavier_uniform"
+    args.weight_init = getattr(args, "weight_init", None) or weight_init
     args.compute_dtype = getattr(args, "compute_dtype", None) or "float32"
     args.grad_norm_interval = getattr(args, "grad_norm_interval", None) or 0
     known = {"ln_position": LN_POSITIONS, "weight_init": WEIGHT_INITS, "compute_dtype": COMPUTE_DTYPES}
@@ -251,10 +289,10 @@ def fill_ln_study_args(args):
         if value not in choices:  # the command line is checked by its parser, a YAML file and --model-overrides are not
             raise SystemExit(f"{as_flag(flag)} {value}: no such choice; take one of {', '.join(sorted(choices))}")
     ends_in_norm = LN_POSITIONS[args.ln_position].final_norm is not None
-    for flag in ("encoder_normalize_before", "decoder_normalize_before"):
+    for flag in (f"{stack}_normalize_before" for stack in stacks):
         if getattr(args, flag, False) and not ends_in_norm:
             raise SystemExit(
-                f"{as_flag(flag)} contradicts --ln-position {args.ln_position}, which sets both stacks; leave it out"
+                f"{as_flag(flag)} contradicts --ln-position {args.ln_position}, which sets every stack; leave it out"
             )
         setattr(args, flag, ends_in_norm)
     if ends_in_norm and getattr(args, "no_decoder_final_norm", False):
@@ -287,25 +325,40 @@ def as_flag(name):
 
 
 def sizes(args, embed_dim, ffn_embed_dim, heads, layers):
-    """Fill in the sizes that no flag gave, the same for both stacks, then all else as the model needs it."""
+    """Fill in all that no flag gave: our flags, the sizes, the same for both stacks, and fairseq's own defaults.
+
+    Raises:
+        SystemExit: as :func:`fill_ln_study_args` and :func:`check_sizes`; one table of two widths asked for.
+
+    """
     fill_ln_study_args(args)
+    fill_sizes(args, embed_dim, ffn_embed_dim, heads, layers)
+    base_architecture(args)
+    check_sizes(args)
+    if args.share_all_embeddings and args.encoder_embed_dim != args.decoder_embed_dim:
+        raise SystemExit(
+            f"--share-all-embeddings needs one width, and --encoder-embed-dim is {args.encoder_embed_dim}, "
+            f"--decoder-embed-dim {args.decoder_embed_dim}; give both the same"
+        )
+
+
+def fill_sizes(args, embed_dim, ffn_embed_dim, heads, layers, stacks=STACKS):
+    """Fill in the sizes that no flag gave, the same for each stack."""
     named = {"embed_dim": embed_dim, "ffn_embed_dim": ffn_embed_dim, "attention_heads": heads, "layers": layers}
-    for stack in ("encoder", "decoder"):
+    for stack in stacks:
         for name, value in named.items():
             if getattr(args, f"{stack}_{name}", None) is None:
                 setattr(args, f"{stack}_{name}", value)
-    base_architecture(args)
-    check_sizes(args)
 
 
-def check_sizes(args):
+def check_sizes(args, stacks=STACKS):
     """Refuse sizes that no model can have.
 
     Raises:
-        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1), one table of two widths.
+        SystemExit: a size below 1, heads that do not divide the width, a rate outside [0, 1).
 
     """
-    for stack in ("encoder", "decoder"):
+    for stack in stacks:
         for name in ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"):
             flag, value = f"{stack}_{name}", getattr(args, f"{stack}_{name}")
             if value < 1:
@@ -315,14 +368,9 @@ def check_sizes(args):
             raise SystemExit(
                 f"--{stack}-attention-heads {heads} does not divide --{stack}-embed-dim {width}; choose a divisor of it"
             )
-    for flag in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-        if not 0 <= getattr(args, flag) < 1:
+    for flag in RATES:
+        if not 0 <= getattr(args, flag, 0) < 1:
             raise SystemExit(f"{as_flag(flag)} {getattr(args, flag)}: give a rate from 0 to below 1")
-    if args.share_all_embeddings and args.encoder_embed_dim != args.decoder_embed_dim:
-        raise SystemExit(
-            f"--share-all-embeddings needs one width, and --encoder-embed-dim is {args.encoder_embed_dim}, "
-            f"--decoder-embed-dim {args.decoder_embed_dim}; give both the same"
-        )
 
 
 @register_model_architecture("transformer_ln_study", "transformer_ln_study")

@@ -158,10 +158,10 @@ def test_the_log_says_what_was_built(trained, data_bin, caplog):
     """Position, norms, final norms, parameters: one line, at loading too."""
     caplog.set_level("INFO")
     model = load(trained / "checkpoint_last.pt", data_bin)
-    line = next(record.message for record in caplog.records if "norms an encoder layer" in record.message)
+    line = next(record.message for record in caplog.records if "norms a layer" in record.message)
     position, yes = model.cfg.ln_position, "yes" if model.cfg.ln_position == "pre" else "no"
-    assert line.startswith(f"{position.capitalize()}-LN: 2 norms an encoder layer, 3 a decoder layer")
-    assert f"final norms: encoder {yes}, decoder {yes}; 2-2 layers" in line
+    assert line.startswith(f"{position.capitalize()}-LN: norms a layer: encoder 2, decoder 3; ")
+    assert f"final norms: encoder {yes}, decoder {yes}; " in line
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in line
 
 

@@ -2,6 +2,7 @@
 
     fairseq-ln map --checkpoint FILE
     fairseq-ln map --arch transformer_ln_study --ln-position pre --encoder-layers 12
+    fairseq-ln map --arch bert_ln_study --ln-position pre
     fairseq-ln map --arch transformer --encoder-normalize-before
 
 The model is built and looked at; a checkpoint has to fit the model that its settings describe. Works for fairseq's own
@@ -106,8 +107,8 @@ def from_checkpoint(path):
 
 def words_of(parameters, stack):
     """The size of a stack's dictionary; where it embeds no words, that of an empty one."""
-    embeddings = parameters.get(f"{stack}.embed_tokens.weight")
-    return len(Dictionary()) if embeddings is None else len(embeddings)
+    names = (f"{stack}.embed_tokens.weight", f"{stack}.sentence_encoder.embed_tokens.weight")  # the second: RoBERTa's
+    return next((len(parameters[name]) for name in names if name in parameters), len(Dictionary()))
 
 
 def from_arch(arch, flags):
