@@ -26,6 +26,7 @@ Two examples::
 """
 
 import argparse
+import random
 import re
 import tempfile
 from collections import Counter
@@ -38,6 +39,7 @@ from parallel_text import CorpusError, Pair
 LANGS = ("en", "de")
 MERGES = 37000
 MAX_WORDS = 250  # of either side, as fairseq's WMT14 preparation
+MAX_RATIO = 9  # longer side / shorter side: Moses' usual one; fairseq's 1.5 leaves much less than the paper's 4.5 million pairs
 MAX_PROCESSED = 0.01  # share of raw lines that may hold what looks like an escape or a BPE mark: the web's own
 TRAIN = {
     "europarl-v7.de-en": "Europarl v7",
@@ -196,7 +198,8 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
     counts = ", ".join(f"{TRAIN.get(text, text)} ({len(raw[text]):,})" for text in train)
     parallel_text.say(f"tokenizing {counts}, newstest2013, newstest2014 ...")
     splits = {"train": parallel_text.tokenize([pair for text in train for pair in raw[text]], *LANGS, lowercase=False)}
-    splits["train"] = parallel_text.clean(splits["train"], dropped, MAX_WORDS)
+    splits["train"] = parallel_text.clean(splits["train"], dropped, MAX_WORDS, MAX_RATIO)
+    random.Random(1).shuffle(splits["train"])  # so that the first pairs, which a preset may take, are of all parts
     for split, text in chosen.items():
         splits[split] = parallel_text.tokenize(raw[text], *LANGS, lowercase=False)
     return parallel_text.Corpus(
