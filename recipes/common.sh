@@ -33,7 +33,8 @@ SRC=de TGT=en                                                   # what a dry run
 # MAX_EPOCH (another bound on the epochs than the preset's), COMPUTE_DTYPE (float32 or bfloat16; default: the preset's),
 # SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the cores, or a GPU each; default 1), DATA (folder of the
 # corpora; default data), RUNS (folder of the study's runs).
-# LAUNCH (a prefix such as "torchrun --nproc_per_node 4" or "srun ...") with WORKERS (how many processes that starts), and
+# LAUNCH (a prefix such as "torchrun --nproc_per_node 4", or for several machines "srun --nodes 2 --ntasks-per-node 8", which starts
+# the processes on all of them) with WORKERS (how many processes that starts), and
 # UPDATE_FREQ (micro-batches an update; default: so many that a worker's fit the preset's worker_tokens): the tokens of an update
 # stay the preset's, divided by WORKERS x UPDATE_FREQ.
 # AVERAGE (N: also scores the average of the last N epochs' checkpoints on the test set).
@@ -194,6 +195,9 @@ check_settings() {
   is_count "$JOBS" || die "JOBS must be a whole number from 1 on, but is '$JOBS'"
   [[ -z $MAX_EPOCH ]] || is_count "$MAX_EPOCH" || die "MAX_EPOCH must be a whole number from 1 on, but is '$MAX_EPOCH'"
   ((WORKERS == 1)) || [[ -n $LAUNCH ]] || die "WORKERS=$WORKERS needs LAUNCH, what starts them, such as LAUNCH='torchrun ...'"
+  # without a port this fairseq takes a SLURM job for one machine; it is no setting of the run, and each job may have its own
+  LAUNCH_FLAGS=()
+  [[ $LAUNCH != srun* ]] || LAUNCH_FLAGS=(--distributed-port $((10000 + ${SLURM_JOB_ID:-0} % 50000)))
   ((WORKERS == 1 || JOBS == 1)) || die "JOBS=$JOBS and WORKERS=$WORKERS: use several jobs or several workers, not both"
   COMPUTE_DTYPE=${COMPUTE_DTYPE:-${PRESET_ROW[compute_dtype]}}
   [[ $COMPUTE_DTYPE == float32 || $COMPUTE_DTYPE == bfloat16 ]] ||
@@ -614,7 +618,7 @@ train() {
   local lock status launch=() message update
   describe "$1" "$2"
   if [[ $DRY_RUN ]]; then
-    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}"
+    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"}
     return
   fi
   mkdir -p "$RUN_FOLDER"
@@ -634,7 +638,7 @@ train() {
   ((${#launch[@]} > 0)) || launch=(fairseq-train)
   log "$3: $MAX_TOKENS tokens an update, at most $EPOCHS epochs; log: $RUN_FOLDER/train.log"
   set +e
-  "${launch[@]}" "${TRAIN[@]}" </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
+  "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
   status=${PIPESTATUS[0]} # of fairseq-train
   set -e
   if ((status == 0)); then

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.distributed.utils import infer_init_method
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -344,8 +347,8 @@ def test_linear_decay_ends_with_the_last_update(tree):
 
 def test_a_dry_run_of_16_workers_prints_the_wmt14_study_of_the_paper(tree):
     """Appendix A.1, section 4: base size, 8192 tokens x 16, Adam (0.9, 0.98), smoothing 0.1; 4000 warm-up or 5 epochs held."""
-    settings = {"LAUNCH": "torchrun --nnodes 2 --nproc_per_node 8", "WORKERS": "16", "recipe": "wmt14"}
-    commands = printed(tree, "torchrun", **settings)
+    settings = {"LAUNCH": "srun --nodes 2 --ntasks-per-node 8", "WORKERS": "16", "SLURM_JOB_ID": "123456"}
+    commands = printed(tree, "srun", recipe="wmt14", **settings)
     for command in commands:
         assert command["--arch"] == "transformer_ln_study_wmt_en_de" and command["--dropout"] == "0.1"
         assert (command["--max-tokens"], command["--update-freq"], command["--distributed-world-size"]) == ("8192", "1", "16")
@@ -525,6 +528,28 @@ def test_two_workers_train_the_model_of_one_worker_with_two_micro_batches(tree, 
         losses[workers] = [(float(record["loss"]), float(record["gnorm"])) for record in records]
     assert len(losses[1]) >= 4
     assert losses[2] == [pytest.approx(pair, rel=2e-3) for pair in losses[1]]
+
+
+@pytest.mark.parametrize("port", [23456, -1])
+def test_srun_needs_the_port_that_the_recipe_gives_it(tree, tmp_path, monkeypatch, port):
+    """SLURM as fairseq handles it, told of 2 machines with 8 tasks each: worker 11 meets the others at the first machine."""
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nprintf 'one\\ntwo\\n'\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    settings = {"STEP_NODELIST": "one,two", "NNODES": "2", "NTASKS": "16", "PROCID": "11", "LOCALID": "0", "JOB_ID": "13456"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("SLURM_NTASKS_PER_NODE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", tree.environment["PATH"])
+    cfg = OmegaConf.structured(DistributedTrainingConfig(distributed_world_size=16, distributed_port=port))
+    if port < 0:
+        with pytest.raises(AssertionError, match="available devices"):
+            infer_init_method(cfg)
+        return
+    infer_init_method(cfg)
+    assert (cfg.distributed_init_method, cfg.distributed_rank) == ("tcp://one:23456", 11)
+    command = printed(tree, "srun", recipe="wmt14", LAUNCH="srun", WORKERS="16", SLURM_JOB_ID="13456")[0]
+    assert command["--distributed-port"] == str(port)
 
 
 # -- the run folder, second starts --
