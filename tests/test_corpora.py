@@ -754,6 +754,7 @@ def official(folder, newstest):
     }
     for number, (archive, prefix) in enumerate(parts.items()):
         root = folder / f"part{number}"
+        (folder / archive).parent.mkdir(parents=True, exist_ok=True)
         write_pairs(root / prefix, numbers(100 * number, 40 + number))
         write_pairs(root / "training" / "europarl-v7.cs-en", numbers(0, 5))
         pack(folder / archive, root, ".")

@@ -10,7 +10,7 @@ import pytest
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
-from fairseq_lnplugin.study.score import read_hypotheses, read_lines, scores
+from fairseq_lnplugin.study.score import read_hypotheses, read_lines, same_sentence, scores
 
 SENTENCES = [f"the number {i} is {'even' if i % 2 == 0 else 'odd'} , they say ." for i in range(12)]
 
@@ -209,6 +209,23 @@ def test_words_outside_the_dictionary_do_not_make_it_another_reference(folder):
     targets = [line.replace("they", "<<unk>>").replace("number", "num<<unk>>er") for line in SENTENCES]
     (folder / "unk.txt").write_text(generate_output(dict(enumerate(SENTENCES)), targets))
     assert score(folder, "unk.txt") == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "same"),
+    [
+        ("das <<unk>> haus .", True),
+        ("das <<unk>> haus", False),
+        ("das <<unk>> te haus <<unk>>", True),  # the first subwords of "bunte" are unknown, and the end
+        ("<<unk>>", True),
+        ("das <<unk>> hund", False),
+        ("ein <<unk>> haus .", False),
+        ("das bunte haus . das <<unk>> haus .", False),
+    ],
+)
+def test_an_unknown_subword_of_a_small_dictionary_stands_for_any_text(target, same):
+    """Of "das bunte haus ."; what is known has to be there, in order, at its end of the line."""
+    assert same_sentence(target, "das bunte haus .") is same
 
 
 def test_bpe_marks_are_refused(folder):

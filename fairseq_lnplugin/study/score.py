@@ -21,6 +21,7 @@ from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
 from fairseq_lnplugin.whole_file import replacing
 
 COMPOUND = re.compile(r"(\S)-(\S)")  # of "a-b-c" only the first hyphen, as in the scores that papers print
+UNKNOWN = re.compile(r"\s*<+unk>+\s*")
 LINE = re.compile(r"([HT])-(\d+)\t(.*)", re.DOTALL)
 NAMED = 5  # how many ids an error sentence names
 
@@ -160,11 +161,21 @@ def read_hypotheses(paths, references, reference_path):
 
 
 def same_sentence(target, reference):
-    """Whether fairseq-generate's target line is the reference, where it is in the dictionary."""
-    target, reference = target.lower().split(), reference.lower().split()
-    return len(target) == len(reference) and all(
-        word == other or "<unk>" in word for word, other in zip(target, reference, strict=True)
-    )
+    """Whether fairseq-generate's target line is the reference, where it is in the dictionary.
+
+    An unknown subword stands for any text, and may have stood at the front of a word that goes on after it.
+    """
+    first, *rest = UNKNOWN.split(" ".join(target.lower().split()))
+    reference = " ".join(reference.lower().split())
+    if not rest:
+        return first == reference
+    at = len(first)
+    for part in rest[:-1]:
+        at = reference.find(part, at)
+        if at < 0:
+            return False
+        at += len(part)
+    return reference.startswith(first) and reference.endswith(rest[-1]) and at + len(rest[-1]) <= len(reference)
 
 
 def named(numbers):
