@@ -9,38 +9,50 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   exit 1
 fi
 
-# -- Appendix A.1 of the paper: what no run and no preset changes --
+# -- Appendix A.1 of the paper, IWSLT14: what no run and no preset changes. A recipe of another setting says what differs. --
 # The fused ones are fairseq's own adam and label_smoothed_cross_entropy in faster code, equal to rounding.
 CRITERION=(--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1)
 declare -A OPTIMIZERS=(
-  [adam]="--optimizer fused_adam --adam-betas (0.9,0.98) --weight-decay 0.0"
-  [radam]="--optimizer radam --adam-betas (0.9,0.98) --weight-decay 0.0"
-  [sgd]="--optimizer sgd --momentum 0.0 --weight-decay 0.0"
+  [adam]="--optimizer fused_adam --adam-betas (0.9,0.98)"
+  [radam]="--optimizer radam --adam-betas (0.9,0.98)"
+  [sgd]="--optimizer sgd --momentum 0.0"
 )
+WEIGHT_DECAY=0.0
 DROPOUT=0.1
+SHARED_EMBEDDINGS=                                              # decoder (input and output), or all (with one joined dictionary)
 WEIGHT_INIT=xavier_uniform                                      # of the paper's time; see fairseq_lnplugin/weight_init.py
-# The beam and length penalty of appendix A.1. The longest translation, 1.2 x source + 10 subwords, is that of fairseq's own IWSLT14
-# example: a model that has not learned to end a sentence would run to 200 for each, and decoding it would take hours.
-DECODING=(--beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096)
+BEAM=5 LENPEN=1.2
+# The longest translation, 1.2 x source + 10 subwords, is that of fairseq's own IWSLT14 example: a model that has not learned to end
+# a sentence would run to 200 for each, and decoding it would take hours.
+DECODING=(--max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096)
 EVERY_SENTENCE=(--required-batch-size-multiple 1)               # fairseq drops the last batch otherwise, in silence
+SCORING=()                                                      # further flags of fairseq-ln score
+SRC=de TGT=en                                                   # what a dry run takes; else corpus.json says it
 
 # -- Settings from outside --
 # MAX_EPOCH (another bound on the epochs than the preset's), MAX_UPDATE (a bound on the updates), COMPUTE_DTYPE (float32, bfloat16,
 # or auto: what is faster here; default: the preset's), SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the
 # cores, or a GPU each; default 1), DATA (folder of the corpora; default data), RUNS (folder of the study's runs).
-# LAUNCH (a prefix such as "torchrun --nproc_per_node 4" or "srun ...") with WORKERS (how many processes that starts), and
-# UPDATE_FREQ (micro-batches an update): the tokens of an update stay the preset's, divided by WORKERS x UPDATE_FREQ.
+# LAUNCH (a prefix such as "torchrun --nproc_per_node 4", or for several machines "srun --nodes 2 --ntasks-per-node 8", which starts
+# the processes on all of them) with WORKERS (how many processes that starts), and
+# UPDATE_FREQ (micro-batches an update; default: so many that a worker's fit the preset's worker_tokens): the tokens of an update
+# stay the preset's, divided by WORKERS x UPDATE_FREQ.
+# AVERAGE (N: also scores the average of the last N epochs' checkpoints on the test set).
 SEEDS=${SEEDS:-1}
 JOBS=${JOBS:-1}
 LAUNCH=${LAUNCH:-}
 WORKERS=${WORKERS:-}
-UPDATE_FREQ=${UPDATE_FREQ:-1}
+UPDATE_FREQ=${UPDATE_FREQ:-}
+AVERAGE=${AVERAGE:-}
 MAX_EPOCH=${MAX_EPOCH:-}
 MAX_UPDATE=${MAX_UPDATE:-}
 COMPUTE_DTYPE=${COMPUTE_DTYPE:-}
 DATA=${DATA:-data}
 
 FIGURE=                   # recipes with figures set a default
+PRESETS=                  # the study whose presets a recipe takes, if not its own
+declare -A FLAGS=()       # a recipe's own flags --NAME, with their defaults
+CALLED_FROM=$OLDPWD       # recipes go to the repository root first
 RECIPE=$(basename "$0" .sh)
 USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
 WORKED=                   # what this start did; empty: nothing to do
@@ -128,7 +140,13 @@ stage_number() {
 
 # start ARGUMENT...: reads the command line, checks every setting before any work, and sets what the stages use.
 start() {
-  local option only=() all=() run seed
+  read_arguments "$@"
+  check_settings
+}
+
+read_arguments() {
+  local option
+  ONLY=()
   FIRST_STAGE=1 LAST_STAGE=${#STAGES[@]} DRY_RUN=
   while (($#)); do
     option=$1
@@ -137,23 +155,32 @@ start() {
       --dry-run) DRY_RUN=yes && shift && continue ;;
       --stage | --stop-stage | --only | --seeds) ;;
       --figure) [[ -n ${FIGURE:-} ]] || die "$RECIPE.sh has no flag --figure; see --help" ;;
-      *) die "unknown argument '$option'; see bash recipes/$RECIPE.sh --help" ;;
+      *)
+        [[ $option =~ ^--[a-z]+$ && ${FLAGS[${option#--}]+known} ]] ||
+          die "unknown argument '$option'; see bash recipes/$RECIPE.sh --help"
+        ;;
     esac
     (($# > 1)) || die "$option needs a value; see bash recipes/$RECIPE.sh --help"
     case $option in
       --stage) FIRST_STAGE=$(stage_number "$2") || exit 1 ;;
       --stop-stage) LAST_STAGE=$(stage_number "$2") || exit 1 ;;
-      --only) only+=("$2") ;;
+      --only) ONLY+=("$2") ;;
       --figure) FIGURE=$2 ;;
       --seeds) SEEDS=$2 ;;
+      *) FLAGS[${option#--}]=$2 ;;
     esac
     shift 2
   done
+}
+
+check_settings() {
+  local all=() run seed
   ((FIRST_STAGE <= LAST_STAGE)) || die "--stop-stage $LAST_STAGE lies before --stage $FIRST_STAGE"
 
   declare -gA PRESET_ROW=()
-  read_row PRESET_ROW recipes/presets.tsv "study=$STUDY" "preset=$PRESET" ||
-    die "unknown preset '$PRESET'; choose PRESET from $(column recipes/presets.tsv "$STUDY" preset | listed)"
+  PRESETS=${PRESETS:-$STUDY}
+  read_row PRESET_ROW recipes/presets.tsv "study=$PRESETS" "preset=$PRESET" ||
+    die "unknown preset '$PRESET'; choose PRESET from $(column recipes/presets.tsv "$PRESETS" preset | listed)"
   if [[ -n ${FIGURE:-} && $FIGURE != all ]]; then
     mapfile -t all < <(column recipes/runs.tsv "$STUDY" run "$FIGURE")
     ((${#all[@]})) || die "there is no figure '$FIGURE'; choose from $(
@@ -161,12 +188,12 @@ start() {
   else
     mapfile -t all < <(column recipes/runs.tsv "$STUDY" run)
   fi
-  for run in ${only[@]+"${only[@]}"}; do
+  for run in ${ONLY[@]+"${ONLY[@]}"}; do
     column recipes/runs.tsv "$STUDY" run | grep -Fxq -- "$run" ||
       die "there is no run '$run'; choose --only from $(column recipes/runs.tsv "$STUDY" run | listed)"
   done
   RUN_NAMES=("${all[@]}")
-  ((${#only[@]} == 0)) || RUN_NAMES=("${only[@]}")
+  ((${#ONLY[@]} == 0)) || RUN_NAMES=("${ONLY[@]}")
   read -r -a SEED_LIST <<<"$SEEDS"
   ((${#SEED_LIST[@]})) || die "SEEDS is empty; give one seed or several, such as SEEDS='1 2 3'"
   for seed in "${SEED_LIST[@]}"; do is_count "$seed" || die "SEEDS holds '$seed'; give whole numbers from 1 on"; done
@@ -174,21 +201,37 @@ start() {
   [[ -n $LAUNCH && -z $WORKERS ]] && die "LAUNCH needs WORKERS, the number of processes that it starts"
   WORKERS=${WORKERS:-1}
   is_count "$WORKERS" || die "WORKERS must be a whole number from 1 on, but is '$WORKERS'"
-  is_count "$UPDATE_FREQ" || die "UPDATE_FREQ must be a whole number from 1 on, but is '$UPDATE_FREQ'"
+  [[ -z $UPDATE_FREQ ]] || is_count "$UPDATE_FREQ" || die "UPDATE_FREQ must be a whole number from 1 on, but is '$UPDATE_FREQ'"
+  [[ -z $AVERAGE ]] || is_count "$AVERAGE" || die "AVERAGE must be a whole number from 1 on, but is '$AVERAGE'"
   is_count "$JOBS" || die "JOBS must be a whole number from 1 on, but is '$JOBS'"
   [[ -z $MAX_EPOCH ]] || is_count "$MAX_EPOCH" || die "MAX_EPOCH must be a whole number from 1 on, but is '$MAX_EPOCH'"
   [[ -z $MAX_UPDATE ]] || is_count "$MAX_UPDATE" || die "MAX_UPDATE must be a whole number from 1 on, but is '$MAX_UPDATE'"
   ((WORKERS == 1)) || [[ -n $LAUNCH ]] || die "WORKERS=$WORKERS needs LAUNCH, what starts them, such as LAUNCH='torchrun ...'"
+  # without a port this fairseq takes a SLURM job for one machine; it is no setting of the run, and each job may have its own
+  LAUNCH_FLAGS=()
+  [[ $LAUNCH != srun* ]] || LAUNCH_FLAGS=(--distributed-port $((10000 + ${SLURM_JOB_ID:-0} % 50000)))
   ((WORKERS == 1 || JOBS == 1)) || die "JOBS=$JOBS and WORKERS=$WORKERS: use several jobs or several workers, not both"
   COMPUTE_DTYPE=${COMPUTE_DTYPE:-${PRESET_ROW[compute_dtype]}}
   [[ $COMPUTE_DTYPE != auto ]] || COMPUTE_DTYPE=$(faster_dtype)
   [[ $COMPUTE_DTYPE == float32 || $COMPUTE_DTYPE == bfloat16 ]] ||
     die "COMPUTE_DTYPE must be float32, bfloat16 or auto, but is '$COMPUTE_DTYPE'"
   MAX_TOKENS=${PRESET_ROW[max_tokens]}
-  ((MAX_TOKENS % (WORKERS * UPDATE_FREQ) == 0)) ||
-    die "$MAX_TOKENS tokens an update cannot be divided by WORKERS=$WORKERS x UPDATE_FREQ=$UPDATE_FREQ"
-  WORKER_TOKENS=$((MAX_TOKENS / (WORKERS * UPDATE_FREQ)))
+  DECODING=(--beam "$BEAM" --lenpen "$LENPEN" "${DECODING[@]}")
+  share_tokens "${PRESET_ROW[worker_tokens]:-$MAX_TOKENS}"
   use_utf8
+}
+
+# share_tokens AT_MOST: WORKER_TOKENS and UPDATE_FREQ, so that an update has MAX_TOKENS tokens over all WORKERS, and a worker no
+# more than AT_MOST at a time; and BATCH, which tells what came out and whether it is what the paper has.
+share_tokens() {
+  local -A paper=()
+  UPDATE_FREQ=${UPDATE_FREQ:-$(((MAX_TOKENS + WORKERS * $1 - 1) / (WORKERS * $1)))}
+  WORKER_TOKENS=$((MAX_TOKENS / (WORKERS * UPDATE_FREQ)))
+  ((WORKER_TOKENS > 0)) || die "$MAX_TOKENS tokens an update are too few for WORKERS=$WORKERS x UPDATE_FREQ=$UPDATE_FREQ"
+  MAX_TOKENS=$((WORKER_TOKENS * WORKERS * UPDATE_FREQ))
+  BATCH="$MAX_TOKENS tokens an update ($WORKERS x $WORKER_TOKENS x update-freq $UPDATE_FREQ)"
+  read_row paper recipes/presets.tsv "study=$PRESETS" preset=paper || return 0
+  ((MAX_TOKENS == paper[max_tokens])) || BATCH+=", not the paper's ${paper[max_tokens]}"
 }
 
 # Umlauts in POSIX locales: Python's output is UTF-8 in any case, the other programs' where the system can.
@@ -232,6 +275,33 @@ print(torch.cuda.device_count())' 2>&1) ||
 
 # CORPUS is the corpus folder, made by a script of recipes/corpora.
 
+# find_source NAME HINT: SOURCE, the flags of the corpus script for the setting NAME: a path, or an address to download from.
+find_source() {
+  local value=${!1:-}
+  SOURCE=()
+  case $value in
+    '')
+      [[ -f $CORPUS/corpus.json || $DRY_RUN || $FIRST_STAGE -gt 1 ]] ||
+        die "$1 is not set; give the corpus as $1=PATH, an archive or a folder, or $1=ADDRESS to download it ($2)"
+      [[ ! $DRY_RUN ]] || SOURCE=(--from "$1")
+      ;;
+    *://*) SOURCE=(--download "$value") ;;
+    *)
+      [[ $value == /* ]] || value=$CALLED_FROM/$value
+      [[ -e $value ]] || die "$1=$value does not exist; give an archive or a folder"
+      SOURCE=(--from "$value")
+      ;;
+  esac
+}
+
+# make_corpus SCRIPT FLAG...: CORPUS by a script of recipes/corpora, then BIN.
+make_corpus() {
+  if ((${#SOURCE[@]})); then
+    do_or_show python "recipes/corpora/$1" --out "$CORPUS" "${SOURCE[@]}" "${@:2}" || die "$CORPUS could not be made; see above"
+  fi
+  binarize
+}
+
 # corpus_facts: what the recipe needs to know of CORPUS/corpus.json.
 corpus_facts() {
   local facts
@@ -264,11 +334,7 @@ binarize() {
   set_bin
   work=$BIN.partial
   [[ ! $DRY_RUN ]] || work=$BIN
-  if [[ $DRY_RUN && ! -f $CORPUS/corpus.json ]]; then
-    SRC=de TGT=en
-  else
-    corpus_facts
-  fi
+  [[ $DRY_RUN && ! -f $CORPUS/corpus.json ]] || corpus_facts
   if [[ -f $BIN/corpus.sha256 ]]; then
     [[ $(<"$BIN/corpus.sha256") == "$(sha256 "$CORPUS/corpus.json")" ]] ||
       die "$BIN was made from another corpus than $CORPUS is now; delete $BIN"
@@ -299,6 +365,8 @@ binarize() {
   fi
   if [[ -f $CORPUS/bpe/dict.$SRC.txt && -f $CORPUS/bpe/dict.$TGT.txt ]]; then
     dictionaries=(--srcdict "$CORPUS/bpe/dict.$SRC.txt" --tgtdict "$CORPUS/bpe/dict.$TGT.txt")
+  elif [[ $SHARED_EMBEDDINGS == all ]]; then
+    dictionaries=(--joined-dictionary)
   fi
   local command=(fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --trainpref "$text/bpe/train"
     --validpref "$text/bpe/valid" --testpref "$text/bpe/test,$text/bpe/valid500" --destdir "$work"
@@ -326,7 +394,7 @@ dictionary_hashes() { sha256 "$1/dict.$SRC.txt" "$1/dict.$TGT.txt"; }
 use_corpus() {
   set_bin
   if [[ $DRY_RUN && ! -d $BIN ]]; then
-    SRC=de TGT=en LOWERCASE='' CORPUS_NAME='' TEXT=$CORPUS PAIRS=''
+    LOWERCASE='' CORPUS_NAME='' TEXT=$CORPUS PAIRS=''
     return
   fi
   corpus_facts
@@ -364,9 +432,21 @@ PYTHON
 
 # -- One run --
 
+# scaled_warmup UPDATES: as the preset says; where it says nothing, in proportion to this run's updates, of which the paper's IWSLT14
+# runs have about 17,000.
+scaled_warmup() {
+  local scale=${PRESET_ROW[warmup_scale]} updates
+  if [[ -z $scale ]]; then
+    updates=$(updates_per_epoch) || exit 1
+    [[ $updates == [0-9]* ]] || { echo "$1*$updates*$EPOCHS/17000" && return; }
+    scale=$(awk -v updates=$((updates * EPOCHS)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }')
+  fi
+  awk -v n="$1" -v scale="$scale" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }'
+}
+
 # describe RUN SEED: sets RUN_FOLDER, the arguments TRAIN of fairseq-train, and SETTINGS (name, tab, value).
 describe() {
-  local run=$1 seed=$2 epochs warmup hold decay=() sizes=() updates name stack
+  local run=$1 seed=$2 epochs warmup hold decay=() sizes=() updates stack
   declare -gA ROW=()
   read_row ROW recipes/runs.tsv "study=$STUDY" "run=$run" || die "there is no run '$run' in recipes/runs.tsv"
   [[ -n ${OPTIMIZERS[${ROW[optimizer]}]:-} ]] || die "recipes/runs.tsv: unknown optimizer '${ROW[optimizer]}' of $run"
@@ -374,11 +454,12 @@ describe() {
   epochs=${MAX_EPOCH:-${PRESET_ROW[max_epoch]}}
   if [[ -z $epochs ]] || ((epochs > ROW[epochs])); then epochs=${ROW[epochs]}; fi
   EPOCHS=$epochs
+  [[ -z $AVERAGE ]] || ((AVERAGE <= epochs)) || die "AVERAGE=$AVERAGE: $run has only $epochs epochs to average"
 
   warmup=${ROW[warmup_updates]} hold=${ROW[hold_epochs]}
   # a warm-up of 1 is "none" at any length
   if [[ -n $warmup ]] && ((warmup > 1)); then
-    warmup=$(awk -v n="$warmup" -v scale="${PRESET_ROW[warmup_scale]}" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }')
+    warmup=$(scaled_warmup "$warmup") || exit 1
   fi
   # the hold keeps its share of the run, at least one epoch
   if [[ -n $hold ]]; then hold=$(((2 * hold * epochs + ROW[epochs]) / (2 * ROW[epochs]))) && hold=$((hold > 0 ? hold : 1)); fi
@@ -398,11 +479,16 @@ describe() {
     [[ -z ${PRESET_ROW[embed_dim]} ]] || sizes+=("--$stack-embed-dim" "${PRESET_ROW[embed_dim]}")
     [[ -z ${PRESET_ROW[ffn_embed_dim]} ]] || sizes+=("--$stack-ffn-embed-dim" "${PRESET_ROW[ffn_embed_dim]}")
   done
+  case $SHARED_EMBEDDINGS in
+    decoder) sizes+=(--share-decoder-input-output-embed) ;;
+    all) sizes+=(--share-all-embeddings) ;;
+  esac
   local optimizer
   read -r -a optimizer <<<"${OPTIMIZERS[${ROW[optimizer]}]}"
   TRAIN=("$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
     --arch "${PRESET_ROW[arch]}" ${sizes[@]+"${sizes[@]}"} --ln-position "${ROW[ln_position]}" --weight-init "$WEIGHT_INIT"
-    --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --clip-norm 0.0
+    --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --weight-decay "$WEIGHT_DECAY"
+    --clip-norm 0.0
     --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${decay[@]}"
     --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
     --max-epoch "$epochs" ${MAX_UPDATE:+--max-update "$MAX_UPDATE"} --seed "$seed" --save-dir "$RUN_FOLDER/checkpoints"
@@ -412,6 +498,7 @@ describe() {
       arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
       hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
+      weight_decay "$WEIGHT_DECAY" shared_embeddings "$SHARED_EMBEDDINGS" decoding "${DECODING[*]}" batch "$BATCH" \
       max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update "$MAX_UPDATE" seed "$seed" \
       paper_bleu "${ROW[paper_bleu]}" note "${ROW[note]}"
   )
@@ -419,12 +506,15 @@ describe() {
 
 # claim: sets up RUN_FOLDER, or checks that it was made with the same command.
 claim() {
-  local command old
+  local command old now
   command=$(quoted fairseq-train "${TRAIN[@]}")
   if [[ -f $RUN_FOLDER/command.txt ]]; then
-    old=$(<"$RUN_FOLDER/command.txt")
-    [[ $old != "$command" ]] || return 0
-    die "$RUN_FOLDER was made with other settings (there: $(only_in "$old" "$command"); now: $(only_in "$command" "$old"));" \
+    old=$(placeless "$(<"$RUN_FOLDER/command.txt")") now=$(placeless "$command")
+    if [[ $old == "$now" ]]; then
+      check_data
+      return
+    fi
+    die "$RUN_FOLDER was made with other settings (there: $(only_in "$old" "$now"); now: $(only_in "$now" "$old"));" \
       "delete $RUN_FOLDER to train it again, or set RUNS to another folder"
   fi
   mkdir -p "$RUN_FOLDER/checkpoints"
@@ -433,6 +523,9 @@ claim() {
   dictionary_hashes "$BIN" | write "$RUN_FOLDER/dictionaries.sha256"
   printf '%s\n' "$command" | write "$RUN_FOLDER/command.txt"
 }
+
+# placeless COMMAND: without the places that change when a study's folder is copied elsewhere: its own and that of the data.
+placeless() { sed -E 's@ --save-dir ([^\\ ]|\\.)+@@; s@^(fairseq-train )(([^\\ ]|\\.)*/)?@\1@' <<<"$1"; }
 
 # only_in COMMAND OTHER: the flags of COMMAND that OTHER does not have so.
 only_in() {
@@ -443,8 +536,12 @@ only_in() {
 
 flags_of() { sed 's/ --/\n--/g' <<<"$1" | sort; }
 
-# check_dictionaries: a model's words are numbers of the dictionary it was trained with.
-check_dictionaries() {
+# check_data: BIN is what RUN_FOLDER was trained with, here or elsewhere: a model's words are numbers of its dictionary.
+check_data() {
+  local pairs
+  pairs=$(awk -F '\t' '$1 == "pairs" { print $2 }' "$RUN_FOLDER/settings.tsv")
+  [[ $pairs == "$PAIRS" ]] ||
+    die "$RUN_FOLDER was trained with $pairs pairs, and $BIN has $PAIRS; get the same data, or delete $RUN_FOLDER to train it again"
   [[ $(dictionary_hashes "$BIN") == "$(<"$RUN_FOLDER/dictionaries.sha256")" ]] ||
     die "the dictionaries in $BIN are not those that $RUN_FOLDER was trained with; delete $RUN_FOLDER to train it again"
 }
@@ -534,7 +631,7 @@ train() {
   local lock status launch=() message update
   describe "$1" "$2"
   if [[ $DRY_RUN ]]; then
-    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}"
+    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"}
     return
   fi
   mkdir -p "$RUN_FOLDER"
@@ -554,7 +651,7 @@ train() {
   ((${#launch[@]} > 0)) || launch=(fairseq-train)
   log "$3: $MAX_TOKENS tokens an update, at most $EPOCHS epochs; log: $RUN_FOLDER/train.log"
   set +e
-  "${launch[@]}" "${TRAIN[@]}" </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
+  "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
   status=${PIPESTATUS[0]} # of fairseq-train
   set -e
   if ((status == 0)); then
@@ -609,28 +706,42 @@ use_gpu() {
 # fairseq's names: test is the test set, test1 the first 500 lines of valid.
 text_of() { if [[ $1 == test ]]; then echo test; else echo valid500; fi; }
 
-# score_one EPOCH UPDATES SUBSET: a row of scores.tsv, unless it is there.
+# scored FOLDER NAME [EPOCH]: whether scores.tsv has a row of this subset (and epoch).
+scored() {
+  [[ -f $1/scores.tsv ]] && awk -F '\t' -v name="$2" -v epoch="${3:-}" '
+    NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
+    $at["subset"] == name && (epoch == "" || $at["epoch"] == epoch) { found = 1 }
+    END { exit !found }' "$1/scores.tsv"
+}
+
+# score_one EPOCH UPDATES SUBSET [N]: a row of scores.tsv, unless it is there: of the epoch's checkpoint, or of the average of the
+# N checkpoints up to it.
 score_one() {
-  local epoch=$1 updates=$2 subset=$3 out=$RUN_FOLDER/decode/epoch$1.$3
-  if [[ -f $RUN_FOLDER/scores.tsv ]]; then
-    awk -F '\t' -v epoch="$epoch" -v subset="$subset" \
-      'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next } $at["epoch"] == epoch && $at["subset"] == subset { found = 1 }
-      END { exit !found }' "$RUN_FOLDER/scores.tsv" && return
+  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out
+  [[ -z ${4:-} ]] || name=$3-average$4 checkpoint=average$4.pt
+  out=$RUN_FOLDER/decode/epoch$epoch.$name
+  ! scored "$RUN_FOLDER" "$name" "$epoch" || return 0
+  if [[ ${4:-} ]]; then
+    fairseq-ln average --out "$RUN_FOLDER/checkpoints/$checkpoint" --last "$4" --dir "$RUN_FOLDER/checkpoints" --up-to "$epoch" \
+      >&2 || die "averaging the last $4 checkpoints of $RUN_FOLDER failed"
   fi
-  decode "$RUN_FOLDER/checkpoints/checkpoint$epoch.pt" "$subset" "$out"
-  fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} --subset "$subset" \
-    --epoch "$epoch" --updates "$updates" --checkpoint "checkpoint$epoch.pt" --out "$RUN_FOLDER/scores.tsv" \
-    "$out".shard*.txt >&2 || die "scoring of $out.shard*.txt failed"
+  decode "$RUN_FOLDER/checkpoints/$checkpoint" "$subset" "$out"
+  fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} \
+    ${SCORING[@]+"${SCORING[@]}"} --subset "$name" --epoch "$epoch" --updates "$updates" --checkpoint "$checkpoint" \
+    --out "$RUN_FOLDER/scores.tsv" "$out".shard*.txt >&2 || die "scoring of $out.shard*.txt failed"
   [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay
 }
 
-# score RUN SEED LABEL: every epoch's checkpoint on valid500, the last and the best (by validation loss) on the whole test set.
+# score RUN SEED LABEL: every epoch's checkpoint on valid500; the last, the best (by validation loss) and with AVERAGE the average
+# of the last on the whole test set.
 score() {
-  local epochs epoch updates best='' last='' count=0 total
+  local epochs epoch at updates best='' last='' count=0 total
   describe "$1" "$2"
   if [[ $DRY_RUN ]]; then
     quoted fairseq-generate "$BIN" --user-dir "$USER_DIR" --path "$RUN_FOLDER/checkpoints/checkpointN.pt" --gen-subset test \
       "${DECODING[@]}" "${EVERY_SENTENCE[@]}"
+    [[ -z $AVERAGE ]] || quoted fairseq-ln average --out "$RUN_FOLDER/checkpoints/average$AVERAGE.pt" --last "$AVERAGE" \
+      --dir "$RUN_FOLDER/checkpoints"
     return
   fi
   finished train "$1" "$2" || die "$1, seed $2, is not trained; start with stage train"
@@ -639,7 +750,6 @@ score() {
     log "$3: scored already"
     return
   fi
-  check_dictionaries
   # epoch, updates and validation loss of each epoch that left a checkpoint
   epochs=$(python - "$RUN_FOLDER" <<'PYTHON'
 import json, math, sys
@@ -659,12 +769,18 @@ PYTHON
     best=$(sort -k 3,3g -k 1,1n <<<"$epochs" | head -n 1 | cut -d ' ' -f 1)
     last=$(tail -n 1 <<<"$epochs" | cut -d ' ' -f 1)
     total=$(wc -l <<<"$epochs")
-    while read -r epoch updates _ <&3; do
+    updates=$(tail -n 1 <<<"$epochs" | cut -d ' ' -f 2)
+    while read -r epoch at _ <&3; do
       count=$((count + 1))
       log "$3: scoring epoch $epoch ($count of $total)"
-      score_one "$epoch" "$updates" test1
-      if [[ $epoch == "$best" || $epoch == "$last" ]]; then score_one "$epoch" "$updates" test; fi
+      score_one "$epoch" "$at" test1
+      if [[ $epoch == "$best" || $epoch == "$last" ]]; then score_one "$epoch" "$at" test; fi
     done 3<<<"$epochs"
+    if [[ -n $AVERAGE ]] && ((total >= AVERAGE)); then
+      score_one "$last" "$updates" test "$AVERAGE"
+    elif [[ -n $AVERAGE ]]; then
+      log "$3: only $total epochs were finished, so there is no average of $AVERAGE"
+    fi
   else
     log "$3: no epoch was finished, so there is nothing to score"
   fi
@@ -678,6 +794,7 @@ each_run() {
   local action=$1 seed run label number=0 running=0 started=0 failed='' began=$SECONDS
   local total=$((${#RUN_NAMES[@]} * ${#SEED_LIST[@]})) todo jobs=1
   todo=$(unfinished "$action")
+  [[ $action == score ]] || log "$BATCH"
   if [[ ! $DRY_RUN ]]; then
     [[ $action == score ]] || jobs=$JOBS
     threads $(($(cores) / jobs > 0 ? $(cores) / jobs : 1))
@@ -720,7 +837,10 @@ each_run() {
 # finished ACTION RUN SEED
 finished() {
   local folder=$RUNS/$2/seed$3
-  if [[ $1 == train ]]; then [[ -f $folder/trained || -f $folder/diverged ]]; else [[ -f $folder/done ]]; fi
+  case $1 in
+    train) [[ -f $folder/trained || -f $folder/diverged ]] ;;
+    score) [[ -f $folder/done ]] && { [[ -z $AVERAGE || -f $folder/diverged ]] || scored "$folder" "test-average$AVERAGE"; } ;;
+  esac
 }
 
 unfinished() {

@@ -245,6 +245,12 @@ def test_one_language_twice_is_refused(raw, tmp_path):
     refused(own(raw, tmp_path / "out", "--tgt", "de"), "--src and --tgt are both de")
 
 
+def test_ones_own_text_with_the_languages_swapped_is_refused(raw, tmp_path):
+    """English in train.de."""
+    write_pairs(raw / "train", [(f"the {english}", german) for german, english in numbers(0, 40)])
+    refused(own(raw, tmp_path / "out"), "the .de files hold more English than the .en files", "other way round")
+
+
 def test_other_languages_give_files_of_their_own_suffix(raw, tmp_path):
     """fr-pt_BR in, fr-pt_BR out."""
     for path in list(raw.iterdir()):
@@ -711,7 +717,142 @@ def test_a_dead_address_is_refused_with_the_address_and_advice(server, tmp_path,
     assert not list((tmp_path / "cache").iterdir())
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in CORPORA.glob("*.py") if path.name != "parallel_text.py"))
+# -------------------------------------------------------------------------------------------------------------- WMT14
+
+
+@pytest.fixture(scope="module")
+def newstest():
+    """3,000 and 3,003 pairs (German, English), the lengths of newstest2013 and 2014; the first of each is told apart."""
+    first = ("Es ist die Wieder-Wahl. Er sagte \"nein\".", "It's the re-election. He said \"no\".")
+    return [[first, *[("ja", "yes")] * (lines - 1)] for lines in (3000, 3003)]
+
+
+@pytest.fixture
+def wmt14_parts(tmp_path, newstest):
+    """Raw and tokenized, truecased files side by side: 200 raw training pairs, 20 tokenized ones, both news tests."""
+    folder = tmp_path / "wmt14"
+    write_pairs(folder / "train.europarl", [(german, f"the {english}") for german, english in numbers(0, 200)])
+    write_pairs(folder / "train.web.tok", [("das ist &quot; gut &quot; . ja", "the world &apos;s re @-@ union . yes")] * 20)
+    write_pairs(folder / "newstest2014", newstest[1])
+    german = "es ist die Wieder @-@ Wahl . er sagte &quot; nein &quot; ."
+    english = "it &apos;s the re @-@ election . he said &quot; no &quot; ."
+    write_pairs(folder / "newstest2013.tok", [(german, english), *newstest[0][1:]])
+    return folder
+
+
+def wmt14(out, source, *more):
+    """Run wmt14.py with few BPE merges."""
+    return call("wmt14.py", "--out", out, "--from", source, "--merges", "30", *more)
+
+
+def official(folder, newstest):
+    """The five archives of WMT14 En-De below wmt13/ and wmt14/, with a few training pairs and another language's files."""
+    parts = {
+        "wmt13/training-parallel-europarl-v7.tgz": "training/europarl-v7.de-en",
+        "wmt13/training-parallel-commoncrawl.tgz": "commoncrawl.de-en",
+        "wmt14/training-parallel-nc-v9.tgz": "training/news-commentary-v9.de-en",
+    }
+    for number, (archive, prefix) in enumerate(parts.items()):
+        root = folder / f"part{number}"
+        (folder / archive).parent.mkdir(parents=True, exist_ok=True)
+        write_pairs(root / prefix, numbers(100 * number, 40 + number))
+        write_pairs(root / "training" / "europarl-v7.cs-en", numbers(0, 5))
+        pack(folder / archive, root, ".")
+    sgml = {"dev.tgz": "dev/newstest2013-{}.{}.sgm", "test-full.tgz": "test-full/newstest2014-deen-{}.{}.sgm"}
+    for (archive, name), pairs in zip(sgml.items(), newstest, strict=True):
+        root = folder / archive.removesuffix(".tgz")
+        for side, lang, kind in ((0, "de", "ref"), (1, "en", "src")):
+            path = root / name.format(kind, lang)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(f'<seg id="{number}">{pair[side]}</seg>\n' for number, pair in enumerate(pairs, 1))
+            path.write_text(f"<doc>\n{text}</doc>\n", encoding="utf-8")
+        pack(folder / "wmt14" / archive, root, ".")
+
+
+def test_raw_and_tokenized_parts_of_wmt14_become_one_form(wmt14_parts, tmp_path):
+    """The same sentence comes out of the tokenized, truecased valid set and of the raw test set; both sets are whole (O14)."""
+    pairs = numbers(0, 200)
+    write_pairs(wmt14_parts / "train.europarl", [*pairs[:-1], (pairs[-1][0], "it&apos;s @@ here")])
+    out = tmp_path / "out"
+    facts = made(out, wmt14(out, pack(tmp_path / "wmt14.tar.gz", wmt14_parts, "wmt14")))
+    assert facts["pairs"] == {"train": 219, "valid": 3000, "test": 3003}
+    assert facts["dropped"] == {"a side holds &apos; or @@": 1}
+    for split in ("valid", "test"):
+        assert lines(out / f"{split}.en")[0] == "It &apos;s the re-election . He said &quot; no &quot; ."
+        assert lines(out / f"{split}.de")[0] == "Es ist die Wieder-Wahl . Er sagte &quot; nein &quot; ."
+    assert lines(out / "train.en").count("The world &apos;s re-union . Yes") == 20
+    assert (facts["source_lang"], facts["target_lang"]) == ("en", "de")
+    assert "train.europarl (199), train.web.tok (20)" in facts["origin"]
+    assert "part of WMT14's about 4.5 million pairs" in facts["note"] and "newstest2013.tok" in facts["note"]
+
+
+def test_the_official_archives_are_downloaded_kept_and_read(newstest, server, tmp_path):
+    """Three corpora named in corpus.json, German-English alone of each; valid and test from SGML."""
+    official(tmp_path / "www", newstest)
+    out = tmp_path / "out"
+    arguments = ("--download", server, "--cache", tmp_path / "cache", "--merges", "30")
+    facts = made(out, call("wmt14.py", "--out", out, *arguments, no_proxy="*"))
+    assert facts["pairs"] == {"train": 40 + 41 + 42, "valid": 3000, "test": 3003}
+    assert "Common Crawl (41), Europarl v7 (40), News Commentary v9 (42)" in facts["origin"] and facts["note"] == ""
+    assert lines(out / "test.en")[0] == "It &apos;s the re-election . He said &quot; no &quot; ."
+    assert {path.name for path in (tmp_path / "cache").iterdir()} >= {"training-parallel-nc-v9.tgz", "dev.tgz", "test-full.tgz"}
+
+
+def test_an_official_archive_with_other_contents_is_refused_by_name(newstest, tmp_path):
+    """News Commentary of another year under this year's name."""
+    official(tmp_path, newstest)
+    archive = tmp_path / "wmt14" / "training-parallel-nc-v9.tgz"
+    write_pairs(tmp_path / "other" / "news-commentary-v12.de-en", numbers(0, 5))
+    pack(archive, tmp_path / "other", "training")
+    refused(wmt14(tmp_path / "out", tmp_path / "wmt14"), str(archive), "holds no news-commentary-v9.de-en")
+
+
+def test_an_archive_of_another_campaign_is_refused(prepared, tmp_path):
+    """IWSLT14's, given for WMT14's."""
+    archive = pack(tmp_path / "data.tar.gz", prepared, "iwslt14-de-en")
+    refused(wmt14(tmp_path / "out", archive), "found no newstest2013", "newstest2014.{en,de}")
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [(2737, ("2,737 lines, the filtered set", "3,003", "test-full.tgz")), (3000, ("3,000 lines, not the 3,003",))],
+)
+def test_a_test_set_that_is_not_whole_is_refused(wmt14_parts, tmp_path, newstest, kept, words):
+    """O29: newstest2014 has 3,003 lines; 2,737 were first published."""
+    write_pairs(wmt14_parts / "newstest2014", newstest[1][:kept])
+    refused(wmt14(tmp_path / "out", wmt14_parts), *words)
+
+
+def test_wmt14_text_with_the_languages_swapped_is_refused(wmt14_parts, tmp_path):
+    """English in train.europarl.de."""
+    write_pairs(wmt14_parts / "train.europarl", [(f"the {english}", german) for german, english in numbers(0, 200)])
+    refused(wmt14(tmp_path / "out", wmt14_parts), "other way round")
+
+
+def test_sides_of_a_news_test_of_different_lengths_are_refused(wmt14_parts, tmp_path):
+    """3,003 German lines and 3,002 English ones."""
+    english = wmt14_parts / "newstest2014.en"
+    english.write_text(english.read_text(encoding="utf-8").removesuffix("yes\n"), encoding="utf-8")
+    refused(wmt14(tmp_path / "out", wmt14_parts), "newstest2014.en has 3,002 lines", "newstest2014.de has 3,003")
+
+
+def test_a_text_without_its_other_side_is_refused(wmt14_parts, tmp_path):
+    """train.web.tok.de is missing."""
+    (wmt14_parts / "train.web.tok.de").unlink()
+    refused(wmt14(tmp_path / "out", wmt14_parts), "train.web.tok.en is there without its de side")
+
+
+def test_training_text_that_was_processed_before_is_refused_with_file_and_line(wmt14_parts, tmp_path):
+    """O32: more than one raw line in a hundred with `&apos;` is no accident."""
+    pairs = numbers(0, 200)
+    write_pairs(wmt14_parts / "train.europarl", [*pairs[:-3], *[("der hund", "the dog &apos;s")] * 3])
+    refused(wmt14(tmp_path / "out", wmt14_parts), "train.europarl.en, line 198", "already tokenized")
+
+
+SHARED = ("archives.py", "parallel_text.py")  # no commands
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in CORPORA.glob("*.py") if path.name not in SHARED))
 def test_help_shows_two_examples(script):
     """--help prints the usage and two commands that begin with this script."""
     done = call(script, "--help")

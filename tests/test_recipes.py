@@ -16,6 +16,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import free_port
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.distributed.utils import infer_init_method
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,8 +40,9 @@ for split, count in (("train", 500), ("valid", 120), ("test", 130), ("valid500",
         text = "".join(f"{word} " * (1 + n % 9) + f"w{n}\\n" for n in range(count))
         for folder in (out, out / "bpe"):
             (folder / f"{split}.{lang}").write_text(text, encoding="utf-8")
+source, target = ("en", "de") if Path(sys.argv[0]).name == "wmt14.py" else ("de", "en")
 (out / "corpus.json").write_text(json.dumps({
-    "name": "stand-in", "source_lang": "de", "target_lang": "en", "lowercase": True, "note": "made up",
+    "name": "stand-in", "source_lang": source, "target_lang": target, "lowercase": source == "de", "note": "made up",
     "pairs": {"train": 500, "valid": 120, "test": 130}}))
 '''
 
@@ -126,7 +131,7 @@ class Tree:
         for path in (ROOT / "recipes").iterdir():
             if path.is_file():
                 shutil.copy(path, self.root / "recipes")
-        for name in ("iwslt14", "libreoffice_help", "grammar"):
+        for name in ("iwslt14", "wmt14", "own", "libreoffice_help", "grammar"):
             (corpora / f"{name}.py").write_text(CORPUS_SCRIPT, encoding="utf-8")
         (self.root / "fairseq_lnplugin").symlink_to(ROOT / "fairseq_lnplugin")
         for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln"):
@@ -141,6 +146,7 @@ class Tree:
             "HOME": str(folder),
             "STAND_IN_LOG": str(self.calls_log),
             "IWSLT14": str(folder),
+            "WMT14": str(folder),
             "OMP_NUM_THREADS": "1",
         }
 
@@ -200,9 +206,9 @@ def flags(command):
     return result
 
 
-def printed(tree, program, *arguments, **settings):
-    """Flags of each command of a program that a dry run of iwslt14.sh prints, by the last folder but one of --save-dir."""
-    result = tree.run("iwslt14", "--dry-run", *arguments, **settings)
+def printed(tree, program, *arguments, recipe="iwslt14", **settings):
+    """Flags of each command of a program that a dry run of a recipe prints."""
+    result = tree.run(recipe, "--dry-run", *arguments, **settings)
     assert result.returncode == 0, result.stderr
     return [flags(line) for line in result.stdout.splitlines() if shlex.split(line)[0] == program]
 
@@ -212,18 +218,22 @@ def printed(tree, program, *arguments, **settings):
 
 def test_rows_of_a_figure_differ_only_in_the_columns_that_the_figure_studies():
     """All but these columns is one value within a figure; figures 2 and 6 are about Post-LN alone."""
+    schedule = {"schedule", "warmup_updates", "hold_epochs", "decay", "decay_factor"}
     studied = {
-        "2": {"optimizer", "lr", "schedule", "warmup_updates", "decay"},
-        "4": {"ln_position", "optimizer", "schedule", "warmup_updates", "hold_epochs", "decay", "decay_factor"},
-        "6": set(),
+        ("iwslt14", "2"): {"optimizer", "lr", "schedule", "warmup_updates", "decay"},
+        ("iwslt14", "4"): {"ln_position", "optimizer", *schedule},
+        ("iwslt14", "6"): set(),
+        ("wmt14", "4"): {"ln_position", "lr", *schedule},
+        ("iwslt14-fairseq", ""): {"ln_position"},
+        ("own", ""): {"ln_position", *schedule},
     }
     free = {"figure", "run", "paper_bleu", "note"}
-    rows = [row for row in table("runs.tsv") if row["study"] == "iwslt14"]
-    for figure, columns in studied.items():
-        members = [row for row in rows if figure in row["figure"].split(",")]
-        assert members
+    rows = table("runs.tsv")
+    for (study, figure), columns in studied.items():
+        members = [row for row in rows if row["study"] == study and figure in row["figure"].split(",")]
+        assert len(members) > 1 or figure == "6"
         for column in set(rows[0]) - free - columns:
-            assert len({row[column] for row in members}) == 1, (figure, column)
+            assert len({row[column] for row in members}) == 1, (study, figure, column)
 
 
 def test_every_run_is_named_after_its_settings_and_stands_once():
@@ -231,14 +241,13 @@ def test_every_run_is_named_after_its_settings_and_stands_once():
     rows = table("runs.tsv")
     assert len({row["run"] for row in rows}) == len(rows)
     for row in rows:
-        endings = {"linear": "linear", "step": "step", "none": "held"}
-        ending = f"warmup{row['warmup_updates']}" if row["warmup_updates"] else endings[row["decay"]]
+        ending = f"warmup{row['warmup_updates']}" if row["warmup_updates"] else row["decay"].replace("none", "held")
         assert row["run"] == f"{row['study']}-{row['ln_position']}-{row['optimizer']}-lr{row['lr']}-{ending}"
 
 
 def test_figure_2_has_every_pair_of_rate_and_warm_up_of_the_paper():
     """Adam: 5e-4, 1e-3 with T = 4000, 500, 1, and the held reading; SGD: 5e-3, 1e-3 with T = 4000, 1, and the held reading."""
-    rows = [row for row in table("runs.tsv") if "2" in row["figure"].split(",")]
+    rows = [row for row in table("runs.tsv") if row["study"] == "iwslt14" and "2" in row["figure"].split(",")]
     adam = {(row["lr"], row["warmup_updates"]) for row in rows if row["optimizer"] == "adam"}
     sgd = {(row["lr"], row["warmup_updates"]) for row in rows if row["optimizer"] == "sgd"}
     assert adam == {(lr, warmup) for lr in ("5e-4", "1e-3") for warmup in ("4000", "500", "1", "")}
@@ -338,6 +347,216 @@ def test_linear_decay_ends_with_the_last_update(tree):
     assert flags(tree.calls("fairseq-train")[0])["--total-updates"] == str(2 * batches)
 
 
+# -- WMT14, fairseq's own setting, one's own text --
+
+
+def test_a_dry_run_of_16_workers_prints_the_wmt14_study_of_the_paper(tree):
+    """Appendix A.1, section 4: base size, 8192 tokens x 16, Adam (0.9, 0.98), smoothing 0.1; 4000 warm-up or 5 epochs held."""
+    settings = {"LAUNCH": "srun --nodes 2 --ntasks-per-node 8", "WORKERS": "16", "SLURM_JOB_ID": "123456"}
+    commands = printed(tree, "srun", recipe="wmt14", **settings)
+    for command in commands:
+        assert command["--arch"] == "transformer_ln_study_wmt_en_de" and command["--dropout"] == "0.1"
+        assert (command["--max-tokens"], command["--update-freq"], command["--distributed-world-size"]) == ("8192", "1", "16")
+        assert (command["--source-lang"], command["--target-lang"]) == ("en", "de")
+        assert (command["--adam-betas"], command["--label-smoothing"], command["--weight-decay"]) == ("(0.9,0.98)", "0.1", "0.0")
+        assert command["--optimizer"].endswith("adam") and command["--criterion"].endswith("label_smoothed_cross_entropy")
+    names = ("--ln-position", "--lr", "--warmup-updates", "--hold-epochs", "--decay")
+    assert [tuple(command.get(name) for name in names) for command in commands] == [
+        ("post", "7e-4", "4000", None, None),
+        ("post", "1.5e-3", "4000", None, None),
+        ("pre", "7e-4", None, "5", "inverse_sqrt"),
+        ("pre", "1.5e-3", None, "5", "inverse_sqrt"),
+    ]
+
+
+def test_shared_embeddings_and_a_joined_dictionary_go_together(tree):
+    """O15: both in every preset of WMT14, neither in IWSLT14."""
+    for recipe, presets, both in (("wmt14", ("paper", "cpu", "smoke"), True), ("iwslt14", ("paper",), False)):
+        for preset in presets:
+            (preprocess,) = printed(tree, "fairseq-preprocess", recipe=recipe, PRESET=preset)
+            train = printed(tree, "fairseq-train", recipe=recipe, PRESET=preset)
+            assert ("--joined-dictionary" in preprocess) is both
+            assert {"--share-all-embeddings" in command for command in train} == {both}
+
+
+@pytest.mark.parametrize(
+    ("workers", "share", "label"),
+    [
+        (1, ("8192", "16"), ""),
+        (8, ("8192", "2"), ""),
+        (32, ("4096", "1"), ""),
+        (6, ("7281", "3"), ", not the paper's 131072"),  # 131,072 is not a multiple of 6
+    ],
+)
+def test_an_update_has_the_papers_tokens_for_any_number_of_workers(tree, workers, share, label):
+    """O20: 8192 x 16 through --update-freq, printed, and labelled where it is not so."""
+    settings = {"LAUNCH": "run", "WORKERS": str(workers)} if workers > 1 else {}
+    result = tree.run("wmt14", "--dry-run", "--stage", "train", "--stop-stage", "train", **settings)
+    tokens, update_freq = share
+    for line in result.stdout.splitlines():
+        assert (flags(line)["--max-tokens"], flags(line)["--update-freq"]) == share
+    total = int(tokens) * workers * int(update_freq)
+    assert f"{total} tokens an update ({workers} x {tokens} x update-freq {update_freq}){label}\n" in result.stderr
+
+
+def test_fairseqs_own_setting_is_its_published_recipe_for_both_positions(tree):
+    """Of fairseq's translation examples: dropout 0.3, weight decay 1e-4, warm-up 4000, tied output, lenpen 1; BLEU 34.5 to 35."""
+    commands = printed(tree, "fairseq-train", "--setting", "fairseq")
+    assert [command["--ln-position"] for command in commands] == ["post", "pre"]
+    for command in commands:
+        assert (command["--dropout"], float(command["--weight-decay"]), command["--lr"]) == ("0.3", 1e-4, "5e-4")
+        assert (command["--warmup-updates"], command["--max-tokens"]) == ("4000", "4096")
+        assert "--share-decoder-input-output-embed" in command
+    (generate, _) = printed(tree, "fairseq-generate", "--setting", "fairseq")
+    assert (generate["--beam"], generate["--lenpen"]) == ("5", "1")
+    assert any("34.5 to 35" in row["note"] for row in table("runs.tsv") if row["study"] == "iwslt14-fairseq")
+
+
+@pytest.fixture(scope="module")
+def wmt14(tmp_path_factory):
+    """A tree in which one run of WMT14 is trained and scored, with the average of its two epochs."""
+    tree = Tree(tmp_path_factory.mktemp("wmt14"))
+    result = tree.only("wmt14", "wmt14-pre-adam-lr7e-4-inverse_sqrt", AVERAGE="2")
+    assert result.returncode == 0, result.stderr
+    return tree
+
+
+def test_wmt14_is_scored_with_compounds_split_and_case(wmt14):
+    """What papers on WMT14 print; German is the target."""
+    for call in (flags(call) for call in wmt14.calls("fairseq-ln") if call[0] == "score"):
+        assert "--compound-split" in call and "--lowercase" not in call
+        assert call["--lang"] == "de" and call["--reference"].endswith(".de")
+
+
+def test_the_average_of_the_last_epochs_is_scored_on_the_test_set_under_its_own_name(wmt14):
+    """O30: the files are those of the last N epochs, up to the last."""
+    folder = wmt14.folder("wmt14-pre-adam-lr7e-4-inverse_sqrt", "wmt14-smoke")
+    (average,) = [flags(call) for call in wmt14.calls("fairseq-ln") if call[0] == "average"]
+    assert (average["--last"], average["--up-to"]) == ("2", "2") and average["--out"].endswith("average2.pt")
+    assert (folder / "scores.tsv").read_text().splitlines()[-1] == "2\t20\ttest-average2"
+
+
+def test_an_average_asked_for_later_is_scored_and_the_rest_is_not_again(wmt14):
+    """AVERAGE=1 after AVERAGE=2: one more row, no training."""
+    before = len(wmt14.calls("fairseq-train"))
+    result = wmt14.only("wmt14", "wmt14-pre-adam-lr7e-4-inverse_sqrt", AVERAGE="1")
+    assert result.returncode == 0, result.stderr
+    names = [call["--subset"] for call in map(flags, wmt14.calls("fairseq-ln")) if "--subset" in call]
+    assert names == ["test1", "test", "test1", "test", "test-average2", "test-average1"]
+    assert len(wmt14.calls("fairseq-train")) == before
+
+
+def test_an_average_of_more_epochs_than_the_run_has_is_refused_before_training(tree):
+    """O30: two epochs, average of five."""
+    result = tree.only("wmt14", "wmt14-pre-adam-lr7e-4-inverse_sqrt", AVERAGE="5")
+    assert result.returncode == 1 and not tree.calls("fairseq-train")
+    assert "has only 2 epochs to average" in result.stderr.splitlines()[-1]
+
+
+OWN = ("--src", "de", "--tgt", "en", "--train", "text/train", "--valid", "text/dev", "--test", "/else/test")
+
+
+def test_a_study_of_ones_own_text_trains_the_three_runs_into_one_folder(tree):
+    """Pre-LN without, Post-LN with and without warm-up; paths are the user's; warm-up is 4000 of 17,000 in proportion."""
+    result = tree.run("study", *OWN, "--out", "mine", PRESET="smoke")
+    assert result.returncode == 0, result.stderr
+    corpus = flags(tree.calls("own.py")[0])
+    assert (corpus["--train"], corpus["--test"]) == (str(tree.root / "text/train"), "/else/test")
+    commands = [flags(call) for call in tree.calls("fairseq-train")]
+    assert [(c["--ln-position"], c["--lr-scheduler"]) for c in commands] == [
+        ("post", "warmup_inverse_sqrt"),
+        ("post", "no_warmup"),
+        ("pre", "no_warmup"),
+    ]
+    (batches,) = (tree.root / "mine" / "corpus").glob("bin*/batches-of-1024-tokens")
+    updates = 2 * int(batches.read_text())
+    assert commands[0]["--warmup-updates"] == str(max(2, round(4000 * updates / 17000)))
+    assert (tree.root / "mine" / "RESULTS.md").exists()
+
+
+def test_a_study_of_ones_own_text_names_the_flag_that_is_missing(tree):
+    """Without --test."""
+    result = tree.run("study", *OWN[:-2])
+    assert result.returncode == 1 and not tree.calls_log.exists()
+    assert "--test is missing" in result.stderr.splitlines()[-1]
+
+
+def test_a_study_copied_to_another_place_goes_on_there(tree):
+    """The folder moved, its commands hold the old place: nothing is trained again."""
+    tree.only("study", "own-pre-adam-lr5e-4-step", *OWN, "--out", "mine", "--stop-stage", "train")
+    (tree.root / "mine").rename(tree.root / "copied")
+    result = tree.only("study", "own-pre-adam-lr5e-4-step", *OWN, "--out", "copied", "--stage", "train")
+    assert result.returncode == 0, result.stderr
+    assert len(tree.calls("fairseq-train")) == 1 and (tree.root / "copied" / "RESULTS.md").exists()
+
+
+def test_a_copied_study_beside_other_data_is_refused(tree):
+    """The dictionaries are equal by chance, and the pairs are fewer."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train", PRESET="cpu", MAX_EPOCH="1")
+    text = tree.root / "data" / "iwslt14" / "train.en"
+    text.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[:300]), encoding="utf-8")
+    result = tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stage", "score", PRESET="cpu", MAX_EPOCH="1")
+    assert result.returncode == 1 and not tree.calls("fairseq-generate")
+    assert "was trained with 500 pairs, and data/iwslt14/bin has 300" in result.stderr.splitlines()[-1]
+
+
+# -- several workers, for real --
+
+WORKERS = """#!/bin/bash
+# N COMMAND...: N processes of COMMAND that train one model on the CPU over gloo
+n=$1 && shift
+more=(--cpu --dropout 0 --num-workers 0 --log-interval 1)
+((n == 1)) || more+=(--distributed-no-spawn --distributed-backend gloo --distributed-init-method "tcp://127.0.0.1:$PORT"
+  --ddp-backend legacy_ddp)
+for ((rank = 1; rank < n; rank++)); do "$@" "${more[@]}" --distributed-rank "$rank" >/dev/null 2>&1 & done
+"$@" "${more[@]}"
+"""
+
+
+def test_two_workers_train_the_model_of_one_worker_with_two_micro_batches(tree, tmp_path):
+    """The smoke run of WMT14 with the real fairseq: same losses and gradient norms, up to the order of the sums."""
+    for name in ("fairseq-preprocess", "fairseq-train", "fairseq-ln"):
+        (tmp_path / "bin" / name).unlink()
+    (tmp_path / "bin" / "workers").write_text(WORKERS)
+    (tmp_path / "bin" / "workers").chmod(0o755)
+    losses = {}
+    for workers, update_freq in ((2, 1), (1, 2)):
+        result = tree.only(
+            *("wmt14", "wmt14-pre-adam-lr7e-4-inverse_sqrt", "--stop-stage", "train"),
+            **{"LAUNCH": f"workers {workers}", "WORKERS": str(workers), "UPDATE_FREQ": str(update_freq)},
+            **{"RUNS": f"runs/{workers}", "PORT": str(free_port()), "CHECK": "1"},
+        )
+        assert result.returncode == 0, result.stderr
+        log = (tree.root / f"runs/{workers}/wmt14-pre-adam-lr7e-4-inverse_sqrt/seed1/train.log").read_text()
+        assert f"training on {workers} devices" in log
+        records = [json.loads(line[line.index("{") :]) for line in log.splitlines() if "| train_inner | {" in line]
+        losses[workers] = [(float(record["loss"]), float(record["gnorm"])) for record in records]
+    assert len(losses[1]) >= 4
+    assert losses[2] == [pytest.approx(pair, rel=2e-3) for pair in losses[1]]
+
+
+@pytest.mark.parametrize("port", [23456, -1])
+def test_srun_needs_the_port_that_the_recipe_gives_it(tree, tmp_path, monkeypatch, port):
+    """SLURM as fairseq handles it, told of 2 machines with 8 tasks each: worker 11 meets the others at the first machine."""
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nprintf 'one\\ntwo\\n'\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    settings = {"STEP_NODELIST": "one,two", "NNODES": "2", "NTASKS": "16", "PROCID": "11", "LOCALID": "0", "JOB_ID": "13456"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("SLURM_NTASKS_PER_NODE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", tree.environment["PATH"])
+    cfg = OmegaConf.structured(DistributedTrainingConfig(distributed_world_size=16, distributed_port=port))
+    if port < 0:
+        with pytest.raises(AssertionError, match="available devices"):
+            infer_init_method(cfg)
+        return
+    infer_init_method(cfg)
+    assert (cfg.distributed_init_method, cfg.distributed_rank) == ("tcp://one:23456", 11)
+    command = printed(tree, "srun", recipe="wmt14", LAUNCH="srun", WORKERS="16", SLURM_JOB_ID="13456")[0]
+    assert command["--distributed-port"] == str(port)
+
+
 # -- the run folder, second starts --
 
 
@@ -368,10 +587,11 @@ def test_settings_name_every_setting_of_the_run(finished):
     tree, _ = finished
     settings = dict(line.split("\t") for line in (tree.folder() / "settings.tsv").read_text().splitlines())
     expected = """study run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr schedule
-        warmup_updates hold_epochs hold_updates decay decay_factor dropout label_smoothing max_tokens update_freq max_epoch
-        max_update seed paper_bleu note"""
+        warmup_updates hold_epochs hold_updates decay decay_factor dropout label_smoothing weight_decay shared_embeddings
+        decoding batch max_tokens update_freq max_epoch max_update seed paper_bleu note"""
     assert list(settings) == expected.split()
     assert (settings["data"], settings["pairs"], settings["warmup_updates"]) == ("stand-in", "400", "")
+    assert settings["batch"] == "1024 tokens an update (1 x 1024 x update-freq 1), not the paper's 4096"
 
 
 def test_the_last_and_the_best_epoch_are_scored_on_the_whole_test_set(finished):
@@ -644,7 +864,10 @@ def test_a_warm_up_stage_that_diverges_is_no_measurement(tree):
         (("--seeds", "one"), {}, "SEEDS holds 'one'"),
         ((), {"JOBS": "0"}, "JOBS must be a whole number from 1 on"),
         ((), {"COMPUTE_DTYPE": "float16"}, "COMPUTE_DTYPE must be float32, bfloat16 or auto"),
-        ((), {"UPDATE_FREQ": "3"}, "4096 tokens an update cannot be divided"),
+        ((), {"UPDATE_FREQ": "5000"}, "4096 tokens an update are too few for WORKERS=1 x UPDATE_FREQ=5000"),
+        ((), {"AVERAGE": "few"}, "AVERAGE must be a whole number from 1 on"),
+        (("--setting", "best"), {}, "unknown --setting 'best'; choose from paper, fairseq"),
+        (("--setting", "fairseq", "--figure", "2"), {}, "--setting fairseq is in no figure of the paper"),
         ((), {"WORKERS": "2"}, "WORKERS=2 needs LAUNCH"),
         ((), {"LAUNCH": "srun"}, "LAUNCH needs WORKERS"),
         ((), {"IWSLT14": ""}, "IWSLT14 is not set"),

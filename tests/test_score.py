@@ -10,7 +10,7 @@ import pytest
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
-from fairseq_lnplugin.study.score import read_hypotheses, read_lines, scores
+from fairseq_lnplugin.study.score import read_hypotheses, read_lines, same_sentence, scores
 
 SENTENCES = [f"the number {i} is {'even' if i % 2 == 0 else 'odd'} , they say ." for i in range(12)]
 
@@ -108,6 +108,20 @@ def test_sacrebleu_sees_detokenized_text_on_both_sides():
     assert found["sacrebleu"] == "100.00" and float(found["bleu"]) < 100
 
 
+def test_compounds_split_at_their_hyphens_are_three_tokens_on_both_sides():
+    """O29: BLEU-4 by definition of text where x-y stands as x ##AT##-##AT## y; a lone hyphen stays; the signature says so."""
+    references = [*SENTENCES, "a well-known re-election - as they say"]
+    hypotheses = [*SENTENCES, "a well-known vote - as they say-so"]
+    found = scores(hypotheses, references, "en", lowercase=False, compound_split=True)
+    words = {word: word.replace("-", " ##AT##-##AT## ") for word in ("well-known", "re-election", "say-so")}
+    sides = [[" ".join(words.get(word, word) for word in line.split()) for line in side] for side in (hypotheses, references)]
+    assert float(found["bleu"]) == pytest.approx(multi_bleu(*sides), abs=0.006)
+    plain = scores(hypotheses, references, "en", lowercase=False)
+    assert found["bleu_signature"] == f"{plain['bleu_signature']}|compounds:split"
+    assert (found["sacrebleu"], found["sacrebleu_signature"]) == (plain["sacrebleu"], plain["sacrebleu_signature"])
+    assert found["bleu"] != plain["bleu"]
+
+
 @pytest.mark.parametrize("text", ["", "the the the the the"])
 def test_a_collapsed_model_scores_near_zero_and_does_not_crash(text):
     """Empty or identical translations are results of Post-LN without warm-up."""
@@ -119,6 +133,12 @@ def test_text_tokenized_twice_is_warned_of(capsys):
     """&amp;apos; is still escaped after detokenization."""
     scores(["it &amp;apos;s"], ["it &amp;apos;s"], "en", lowercase=False)
     assert "tokenized twice" in capsys.readouterr().err
+
+
+def test_the_flag_of_compounds_reaches_the_table(folder):
+    """--compound-split."""
+    assert not score(folder, flags=("--compound-split",))
+    assert table(folder)[0]["bleu_signature"].endswith("|compounds:split")
 
 
 # Order, and every sentence once
@@ -189,6 +209,23 @@ def test_words_outside_the_dictionary_do_not_make_it_another_reference(folder):
     targets = [line.replace("they", "<<unk>>").replace("number", "num<<unk>>er") for line in SENTENCES]
     (folder / "unk.txt").write_text(generate_output(dict(enumerate(SENTENCES)), targets))
     assert score(folder, "unk.txt") == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "same"),
+    [
+        ("das <<unk>> haus .", True),
+        ("das <<unk>> haus", False),
+        ("das <<unk>> te haus <<unk>>", True),  # the first subwords of "bunte" are unknown, and the end
+        ("<<unk>>", True),
+        ("das <<unk>> hund", False),
+        ("ein <<unk>> haus .", False),
+        ("das bunte haus . das <<unk>> haus .", False),
+    ],
+)
+def test_an_unknown_subword_of_a_small_dictionary_stands_for_any_text(target, same):
+    """Of "das bunte haus ."; what is known has to be there, in order, at its end of the line."""
+    assert same_sentence(target, "das bunte haus .") is same
 
 
 def test_bpe_marks_are_refused(folder):

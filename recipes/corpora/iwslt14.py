@@ -21,16 +21,12 @@ Two examples::
 
 import argparse
 import re
-import shutil
-import tarfile
 import tempfile
-import urllib.error
-import urllib.request
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import archives
 import parallel_text
 from parallel_text import CorpusError, Pair
 
@@ -40,7 +36,6 @@ TEST_SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.t
 MERGES = 10000
 VALID_EVERY = 23  # each 23rd pair of the original training text is valid
 OFFICIAL = "160239/7283/6750"
-SEGMENT = re.compile(r"<seg id=\"\d+\">(.*?)</seg>")
 LAYOUTS = "--from takes train/valid/test.{de,en} with code, the folder iwslt14.tokenized.de-en, or the archive de-en.tgz"
 
 
@@ -55,47 +50,6 @@ class Source:
     dictionaries: dict[str, str] = field(default_factory=dict)
     tolerance: float = 0.0  # share by which the numbers of train and valid may differ from the official ones
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> pairs
-
-
-# ---------------------------------------------------------------------------------------------- archives and addresses
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Write the regular files of a tar archive below `folder`; links and devices are left out, unsafe names refused."""
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise CorpusError(f"{archive}: member {member.name!r} would be written outside the folder; refused")
-                if member.isfile():
-                    target = folder / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with tar.extractfile(member) as packed, target.open("wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise CorpusError(f"{archive} is not a whole tar archive ({error}); get it again") from error
-
-
-def download(url: str, cache: Path) -> Path:
-    """The archive at an address, in the folder `cache`; it keeps its name only when it arrived whole."""
-    archive = cache / (PurePosixPath(urllib.request.url2pathname(url)).name or "de-en.tgz")
-    advice = "get de-en.tgz in another way and give it with --from"
-    if archive.is_file():
-        return archive
-    parallel_text.say(f"downloading {url} ...")
-    incoming = archive.with_name(f"{archive.name}.partial")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer, incoming.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        incoming.unlink(missing_ok=True)
-        raise CorpusError(f"cannot download {url} ({error}); {advice}") from error
-    size = incoming.stat().st_size
-    if size == 0 or not tarfile.is_tarfile(incoming):
-        incoming.unlink()
-        raise CorpusError(f"the answer of {url} is {size:,} bytes and not a tar archive; {advice}")
-    return incoming.replace(archive)
 
 
 # ------------------------------------------------------------------------------------------------------ the three layouts
@@ -163,7 +117,7 @@ def read_original(folder: Path) -> Source:
     test: list[Pair] = []
     for name in TEST_SETS:
         paths = [folder / f"IWSLT14.{name}.de-en.{lang}.xml" for lang in LANGS]
-        sides = [segments(path) for path in paths]
+        sides = [parallel_text.segments(path) for path in paths]
         parallel_text.check_equal(str(paths[0]), sides[0], str(paths[1]), sides[1])
         test += zip(*sides, strict=True)
     parallel_text.say(f"tokenizing {len(train):,} pairs of train and valid, {len(test):,} of test ...")
@@ -181,20 +135,7 @@ def tagged_lines(path: Path) -> list[str]:
     return [re.sub("</?(title|description)>", "", line).strip() for line in lines]
 
 
-def segments(path: Path) -> list[str]:
-    """Sentences of a dev or test XML file; a typographic apostrophe becomes a plain one, as in prepare-iwslt14.sh."""
-    found = filter(None, map(SEGMENT.search, parallel_text.read_lines(path)))
-    return [segment.group(1).strip().replace("’", "'") for segment in found]
-
-
 # -------------------------------------------------------------------------------------------------------------- checks
-
-
-def check_languages(pairs: list[Pair]) -> None:
-    """Refuse text whose two sides are swapped, by the commonest words of English."""
-    english = [sum(f" {word} " in f" {pair[side]} " for pair in pairs for word in ("the", "and", "of")) for side in (0, 1)]
-    if english[0] > english[1]:
-        raise CorpusError("the .de files hold more English than the .en files: the language pair is the other way round")
 
 
 def check_counts(source: Source, expected: dict[str, int]) -> str:
@@ -230,17 +171,17 @@ def check_dictionaries(source: Source) -> None:
 
 def make(args: argparse.Namespace) -> parallel_text.Corpus:
     """Find, read and check the text."""
-    with tempfile.TemporaryDirectory(prefix="corpus-") as scratch, parallel_text.cache_folder(args.cache) as cache:
-        given = getattr(args, "from") or download(args.download, cache)
+    with tempfile.TemporaryDirectory(prefix="corpus-") as scratch, archives.cache_folder(args.cache) as cache:
+        given = getattr(args, "from") or archives.download(args.download, cache)
         if not given.exists():
             raise CorpusError(f"{given}: no such file or folder; {LAYOUTS}")
         root = given if given.is_dir() else Path(scratch)
         if root != given:
-            unpack(given, root)
+            archives.unpack(given, root)
         source = find(root)
     if source.code is not None and args.merges is not None:
         raise CorpusError("the data brings its own BPE codes; leave --merges out")
-    check_languages(source.splits["train"])
+    parallel_text.check_languages(source.splits["train"], *LANGS)
     notes = [f"read as: {source.layout}", check_counts(source, args.expect_pairs)]
     if args.train_pairs is not None:
         if not 1 <= args.train_pairs <= len(source.splits["train"]):

@@ -25,6 +25,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import archives
 import parallel_text
 
 PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us")
@@ -160,7 +161,7 @@ def take(root: Path) -> tuple[list[parallel_text.Pair], str]:
 
 def make(args: argparse.Namespace) -> parallel_text.Corpus:
     """Download, unpack, extract, tokenize, clean, take a part where asked for, and hold out."""
-    with tempfile.TemporaryDirectory(prefix="corpus-") as scratch, parallel_text.cache_folder(args.cache) as cache:
+    with tempfile.TemporaryDirectory(prefix="corpus-") as scratch, archives.cache_folder(args.cache) as cache:
         raw, origin = take(unpack(getattr(args, "from") or download(cache), Path(scratch)))
     counted = sum(len(german.split()) >= 4 for german, _ in raw)
     parallel_text.say(f"extracted {len(raw):,} unique pairs, {counted:,} with 4 German words or more; tokenizing ...")

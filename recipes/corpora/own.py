@@ -36,6 +36,7 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
     for split, pairs in raw.items():  # every file is checked before the minutes of tokenizing
         for side, code in enumerate((args.src, args.tgt)):
             parallel_text.refuse_processed((pair[side] for pair in pairs), f"{prefixes[split]}.{code}")
+        parallel_text.check_languages(pairs, args.src, args.tgt)
     dropped: Counter[str] = Counter()
     splits = {}
     for split, pairs in raw.items():

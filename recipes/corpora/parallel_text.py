@@ -21,10 +21,8 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +31,7 @@ Pair = tuple[str, str]  # (source sentence, target sentence)
 MAX_WORDS = 175  # of either side, as fairseq's IWSLT14 preparation
 MAX_RATIO = 1.5  # longer side / shorter side, the same
 MAX_SUBWORDS = 1000  # fairseq's models take 1,024 positions: a longer line would stop the first validation
+SEGMENT = re.compile(r"<seg id=\"\d+\">(.*?)</seg>")  # a sentence of a campaign's dev or test file
 ALREADY_PROCESSED = re.compile(r"&apos;|@@(?: |$)")  # what a Moses tokenizer and subword-nmt leave in a text
 
 
@@ -110,6 +109,26 @@ def read_pairs(prefix: Path, source_lang: str, target_lang: str) -> list[Pair]:
     source, target = map(read_lines, paths)
     check_equal(str(paths[0]), source, str(paths[1]), target)
     return list(zip(source, target, strict=True))
+
+
+def segments(path: Path) -> list[str]:
+    """Sentences of a dev or test file in XML or SGML; a typographic apostrophe becomes a plain one, as fairseq's scripts do."""
+    found = filter(None, map(SEGMENT.search, read_lines(path)))
+    return [segment.group(1).strip().replace("’", "'") for segment in found]
+
+
+def check_languages(pairs: Iterable[Pair], source_lang: str, target_lang: str) -> None:
+    """Refuse text whose two sides are swapped, by the commonest words of English; text without English passes."""
+    langs = (source_lang, target_lang)
+    if "en" not in langs:
+        return
+    pairs = list(pairs)
+    counts = [sum(f" {word} " in f" {pair[side]} " for pair in pairs for word in ("the", "and", "of")) for side in (0, 1)]
+    english = langs.index("en")
+    if counts[1 - english] > counts[english]:
+        raise CorpusError(
+            f"the .{langs[1 - english]} files hold more English than the .en files: the language pair is the other way round"
+        )
 
 
 def refuse_processed(lines: Iterable[str], name: str) -> None:
@@ -401,14 +420,3 @@ def stop(partial: Path, sentence: str, status: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     say(f"{Path(sys.argv[0]).name}: {sentence}")
     sys.exit(status)
-
-
-@contextmanager
-def cache_folder(cache: Path | None) -> Iterator[Path]:
-    """The folder for downloads: `--cache`, made and kept, or else a temporary one that vanishes at the end."""
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield cache
-    else:
-        with tempfile.TemporaryDirectory(prefix="corpus-") as folder:
-            yield Path(folder)

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The paper's main result on your own parallel text: Pre-LN without warm-up against Post-LN with and without it.
+#
+#   bash recipes/study.sh --src de --tgt en --train raw/train --valid raw/dev --test raw/test
+#   PRESET=paper bash recipes/study.sh --src fr --tgt en --train a/train --valid a/valid --test a/test --out runs/fr-en
+#
+# Stages: 1=prepare  the corpus: checked, tokenized, joint BPE learned on it, binarized
+#         2=train    the three rows of the study "own" in recipes/runs.tsv
+#         3=score    every epoch's checkpoint on 500 valid sentences, the last and the best on the test set
+#         4=report   RESULTS.md, results.tsv, figures
+# Flags: --src LANG, --tgt LANG; --train, --valid, --test PREFIX: raw text PREFIX.LANG, line n of one translating line n of the other;
+#        --out FOLDER (default runs/own-SRC-TGT): all that is made, to be given again at the next start;
+#        --stage N, --stop-stage N (number or name); --only RUN (may be given several times); --seeds "1 2 3"; --dry-run; --help
+# Settings: PRESET=cpu (default: small model), paper (the paper's IWSLT14 size) or smoke (400 pairs, to try the machinery);
+#           all others are at the top of recipes/common.sh
+# Writes: FOLDER/RESULTS.md, results.tsv and figures; FOLDER/corpus; FOLDER/<run>/seed<k>/ with logs, scores, checkpoints
+# Time:   15 epochs of your text, three times; the log says how long that takes after the first updates
+# Expect: Pre-LN without warm-up near Post-LN with it, Post-LN without it behind or failing. Warm-up is as in the paper in proportion
+#         to the updates: 4000 of 17,000
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=recipes/common.sh
+. recipes/common.sh
+
+STUDY=own
+STAGES=(prepare train score report)
+PRESET=${PRESET:-cpu}
+FLAGS=([src]='' [tgt]='' [train]='' [valid]='' [test]='' [out]='')
+start "$@"
+SOURCE=()
+for name in src tgt train valid test; do
+  value=${FLAGS[$name]}
+  [[ $value ]] || die "--$name is missing; see bash recipes/study.sh --help"
+  [[ $name == src || $name == tgt || $value == /* ]] || value=$CALLED_FROM/$value
+  SOURCE+=("--$name" "$value")
+done
+SRC=${FLAGS[src]} TGT=${FLAGS[tgt]}
+RUNS=${FLAGS[out]:-${RUNS:-$PWD/runs/own-$SRC-$TGT$([[ $PRESET == cpu ]] || echo "-$PRESET")}}
+[[ $RUNS == /* ]] || RUNS=$CALLED_FROM/$RUNS
+CORPUS=$RUNS/corpus
+enter_environment
+
+if stage 1; then make_corpus own.py ${PRESET_ROW[bpe_merges]:+--merges "${PRESET_ROW[bpe_merges]}"}; fi
+((LAST_STAGE == 1)) || use_corpus
+if stage 2; then each_run train; fi
+if stage 3; then each_run score; fi
+if stage 4; then report; fi
+finish
