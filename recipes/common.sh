@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The engine of the recipes: settings, stages, training, decoding and scoring of the runs in runs.tsv. Sourced, never run.
 #
-# A recipe sets STUDY and STAGES, calls `start "$@"`, and then asks `if stage 1; then ...` for each of its stages.
+# A recipe sets STUDY and STAGES, calls `start "$@"` (or its two halves, with settings between them), and then asks `if stage 1; then ...` for each of its stages.
 # Run folders are runs/<study>[-<preset>]/<run>/seed<k>/; what they hold is the contract of the recipes with `fairseq-ln report`.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
@@ -33,10 +33,9 @@ SRC=de TGT=en                                                   # what a dry run
 # MAX_EPOCH (another bound on the epochs than the preset's), MAX_UPDATE (a bound on the updates), COMPUTE_DTYPE (float32, bfloat16,
 # or auto: what is faster here; default: the preset's), SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the
 # cores, or a GPU each; default 1), DATA (folder of the corpora; default data), RUNS (folder of the study's runs).
-# LAUNCH (a prefix such as "torchrun --nproc_per_node 4", or for several machines "srun --nodes 2 --ntasks-per-node 8", which starts
-# the processes on all of them) with WORKERS (how many processes that starts), and
-# UPDATE_FREQ (micro-batches an update; default: so many that a worker's fit the preset's worker_tokens): the tokens of an update
-# stay the preset's, divided by WORKERS x UPDATE_FREQ.
+# LAUNCH (a prefix such as "torchrun --nproc_per_node 4", or for several machines one that starts processes on all of them, such as
+# "srun --nodes 2 --ntasks-per-node 8") with WORKERS (how many processes that starts), and UPDATE_FREQ (micro-batches an update;
+# default: as many as the preset's worker_tokens needs): an update keeps the preset's tokens, divided by WORKERS x UPDATE_FREQ.
 # AVERAGE (N: also scores the average of the last N epochs' checkpoints on the test set).
 SEEDS=${SEEDS:-1}
 JOBS=${JOBS:-1}

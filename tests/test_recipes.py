@@ -546,7 +546,7 @@ def test_srun_needs_the_port_that_the_recipe_gives_it(tree, tmp_path, monkeypatc
     for name in ("SLURM_NTASKS_PER_NODE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", tree.environment["PATH"])
-    cfg = OmegaConf.structured(DistributedTrainingConfig(distributed_world_size=16, distributed_port=port))
+    cfg = OmegaConf.structured(DistributedTrainingConfig(distributed_world_size=16, distributed_port=port, tpu=False))
     if port < 0:
         with pytest.raises(AssertionError, match="available devices"):
             infer_init_method(cfg)
