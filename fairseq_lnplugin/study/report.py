@@ -1,96 +1,130 @@
-"""Tables and figures of a study's run folders: RESULTS.md, results.tsv and figures, from the run folders alone.
+"""The report of a study: RESULTS.md and RESULTS.html (one page, the same text), results.tsv and figures, from run folders alone.
 
     fairseq-ln report runs/quickstart
-    fairseq-ln report runs/iwslt14-cpu --out results/iwslt14-cpu
+    fairseq-ln report runs/iwslt14-cpu --plan recipes/runs.tsv --out results/iwslt14-cpu
+    fairseq-ln report runs/iwslt14-cpu --watch
 
-The same run folders give the same files, byte for byte. Runs that diverged or are not finished are shown as such.
+The same run folders give the same files, byte for byte. Runs that diverged or are not finished are shown as such, and
+with --plan, a table of all runs that the study is to have, those that are not there at all. --watch shows how far a
+running study is, and writes nothing.
 """
 
 import logging
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from fairseq_lnplugin.study import tables
-from fairseq_lnplugin.study.run_folder import RunFolderError, read_study
+from fairseq_lnplugin.study import claims, tables, watch
+from fairseq_lnplugin.study.run_folder import RunFolderError, read_plan, read_study
+from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named, position, schedule
 from fairseq_lnplugin.whole_file import replacing
 
 VERSIONS = ("python", "torch", "fairseq", "fairseq_lnplugin", "sacrebleu")
+#: The paper's figures about translation, for the headings.
+FIGURES = {
+    "2": "Figure 2: is warm-up needed? Post-LN with Adam and with SGD",
+    "4": "Figure 4: Pre-LN without warm-up, and RAdam",
+    "6": "Figure 6: Post-LN at a fixed low rate, without warm-up",
+}
 
-#: What each figure shows, for RESULTS.md; the runs that have no curve are named below it.
-CAPTIONS = {
-    "valid_loss": "Validation loss of every epoch",
-    "bleu": "BLEU of every epoch's checkpoint on the first validation sentences",
-    "learning_rate": "Learning rate, as logged",
-    "grad_norm_first_update": "Gradient norms of the FFN's W1 (fc1) and W2 (fc2) by layer, at the first logged update",
-}
-MISSING = {
-    "valid_loss": "no epoch's end in train.log",
-    "bleu": "no epoch scored on the subset test1",
-    "learning_rate": "no train_inner line in train.log",
-    "grad_norm_first_update": "no norms in checkpoints/grad_norm.tsv",
-}
+
+class Drawing(NamedTuple):
+    """A figure of the page: its file's name, what it shows, its runs, and the function of plots.py with its arguments."""
+
+    name: str
+    caption: str
+    runs: list
+    function: str
+    arguments: tuple
 
 
 def add_arguments(parser):
     """The flags of ``fairseq-ln report``."""
     parser.add_argument("runs", metavar="RUNS", help="folder of a study, which holds <run>/seed<k>/")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUNS itself)")
+    parser.add_argument(
+        "--plan", metavar="FILE", help="table of the study's runs, such as recipes/runs.tsv, to name what is missing"
+    )
+    parser.add_argument("--watch", action="store_true", help="show how far the study is, again and again, and write nothing")
 
 
 def run(args):
-    """Read the runs, write the report and say on standard output what it is of.
+    """Read the runs, write the report and say on standard output what it is of; or show how far they are, with --watch.
 
     Raises:
-        SystemExit: a run folder cannot be read, or a file cannot be written.
+        SystemExit: a run folder or the plan cannot be read, a package is missing, or a file cannot be written.
 
     """
+    for name in ("matplotlib", "markdown_it", "sacrebleu"):  # fairseq's imports open the root logger to all they say
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        runs = read_study(args.runs)
-        curves = curves_of(runs)
-        files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
-        files |= draw(runs, curves)
-        files["RESULTS.md"] = markdown(runs, curves).encode()  # the last: recipes take it for the report's stamp
-        out = args.runs if args.out is None else args.out
-        write(Path(out), files)
+        if args.watch:
+            return watch.watch(lambda: study(args))
+        runs, plan = study(args)
     except RunFolderError as error:
         raise SystemExit(f"fairseq-ln report: {error}") from None
+    text, drawings = page(runs, plan, tested(runs, plan))
+    out = Path(args.runs if args.out is None else args.out)
+    files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
+    files |= draw(drawings)
+    files["RESULTS.html"] = html(text, files)
+    files["RESULTS.md"] = text.encode()  # the last: recipes take it for the report's stamp
+    write(out, stale(out, files) | files)
     unfinished = sum(not run.done for run in runs)
-    figures = sum(bool(curves[name]) for name in CAPTIONS)
     state = f" ({unfinished} not finished)" if unfinished else ""
-    print(f"{Path(out) / 'RESULTS.md'}: {count(len(runs), 'run')}{state}, {count(figures, 'figure')}")
+    print(f"{out / 'RESULTS.md'}: {count(len(runs), 'run')}{state}, {count(len(drawings), 'figure')}")
 
 
-def curves_of(runs):
-    """The curves of each figure by its name; empty where there is nothing to draw."""
-    return {
-        "valid_loss": tables.valid_loss_curves(runs),
-        "bleu": tables.bleu_curves(runs),
-        "learning_rate": tables.learning_rate_curves(runs),
-        "grad_norm_first_update": tables.grad_norm_curves(runs),
-    }
+def study(args):
+    """The runs and the rows of the plan, the runs in the plan's order where there is one."""
+    runs = read_study(args.runs)
+    plan = read_plan(args.plan, {run.settings["study"] for run in runs}) if args.plan else []
+    order = {row["run"]: i for i, row in enumerate(plan)}
+    return sorted(runs, key=lambda run: order.get(run.name, len(order))), plan
 
 
-def draw(runs, curves):
-    """The figures' files: name -> bytes, None for one without data, whose old files have to go."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq's imports open the root logger to all it says
+def tested(runs, plan):
+    """The claims, and the significance.Difference of each pair of runs that they compare."""
+    found = claims.claims(tables.means(runs), plan)
+    pairs = [pair for claim in found for pair in claim.pairs]
+    if not pairs:
+        return found, []
+    from fairseq_lnplugin.study import significance  # sacrebleu is slow to import, and not every report needs it
+
+    return found, significance.differences(pairs, tables.by_name(runs))
+
+
+def draw(drawings):
+    """The figures' files: name -> bytes."""
     try:
         from fairseq_lnplugin.study import plots
     except ImportError as error:
         raise SystemExit(f"fairseq-ln report: the figures need matplotlib ({error}); pip install matplotlib") from None
-    style = plots.styles([run.name for run in runs])
-    more = {
-        "valid_loss": [tables.loss_name(runs)],
-        "bleu": [tables.valid500_lines(runs)],
-        "learning_rate": [],
-        "grad_norm_first_update": [tables.first_updates(runs)],
-    }
     files = {}
-    for name in CAPTIONS:
-        figure = getattr(plots, name)(curves[name], style, *more[name]) if curves[name] else None
-        for kind in ("png", "svg"):
-            files[f"figures/{name}.{kind}"] = plots.rendered(figure, kind) if figure else None
+    for drawing in drawings:
+        style = plots.styles([run.name for run in drawing.runs])
+        figure = getattr(plots, drawing.function)(*drawing.arguments, style)
+        files |= {f"figures/{drawing.name}.{kind}": plots.rendered(figure, kind) for kind in ("png", "svg")}
     return files
+
+
+def html(text, files):
+    """RESULTS.html of the text of RESULTS.md."""
+    try:
+        from fairseq_lnplugin.study import web_page
+    except ImportError as error:
+        raise SystemExit(f"fairseq-ln report: RESULTS.html needs markdown-it-py ({error}); pip install markdown-it-py") from None
+    return web_page.web_page(text, files).encode()
+
+
+def stale(folder, files):
+    """The figures that an older RESULTS.md shows and the new report lacks, for :func:`write` to take away: name -> None."""
+    try:
+        old = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: None for name in re.findall(r"\((figures/[\w.-]+\.(?:png|svg))\)", old) if name not in files}
 
 
 def write(folder, files):
@@ -119,18 +153,20 @@ def write(folder, files):
 # -- RESULTS.md --
 
 
-def markdown(runs, curves):
-    """The text of RESULTS.md."""
-    parts = [
-        heading(runs),
-        warnings(runs),
-        what_was_run(runs),
-        table_of_runs(runs),
-        table_of_seeds(runs),
-        beside_the_papers(runs),
-        figures(runs, curves),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def page(runs, plan, tests):
+    """The text of RESULTS.md, and its figures as a list of :class:`Drawing`.
+
+    ``tests``: claims and their tests, as of :func:`tested`.
+    """
+    parts, drawings = [heading(runs), warnings(runs, plan), claims_section(runs, plan, tests[0], tests[1])], []
+    for section in tables.sections(runs, plan):
+        shown = curves_of(section) + beside_the_paper(section)
+        parts.append(figure_section(section, shown))
+        drawings += shown
+    norms = gradient_norms(runs)
+    parts.append(norms_section(runs, norms))
+    parts += [tests_section(tests[1]), missing_section(runs, plan), table_of_runs(runs), what_was_run(runs)]
+    return "\n\n".join(part for part in parts if part) + "\n", drawings + norms
 
 
 def heading(runs):
@@ -141,7 +177,7 @@ def heading(runs):
     return f"{title}\n\nWritten by `fairseq-ln report` from the run folders; a change here is lost at the next report."
 
 
-def warnings(runs):
+def warnings(runs, plan):
     """What a reader must know before any number."""
     lines = []
     if any(tables.made_up(run.settings) for run in runs):
@@ -149,12 +185,21 @@ def warnings(runs):
             "**MADE-UP text**: the corpus `grammar` is sentences of a small grammar. "
             "Its scores say nothing about real language, and compare only with one another."
         )
+    other = tables.not_the_papers(runs)
+    if any(tables.paper_bleu(settings) for settings in [*(run.settings for run in runs), *plan]) and other:
+        lines.append(
+            f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
+            "and with them the scores."
+        )
     unfinished = [named(run) for run in runs if not run.done]
     if unfinished:
         lines.append(
             f"**{len(unfinished)} of {count(len(runs), 'run')} not finished**: {', '.join(unfinished)}. "
             "Their numbers are of the epochs so far."
         )
+    absent = tables.absent(runs, plan)
+    if absent:
+        lines.append(f"**{len(absent)} of {count(len(plan), 'run')} of the plan not trained**: see Missing.")
     odd = [named(run) for run in runs if run.diverged and run.settings["ln_position"] == "pre"]
     if odd:
         lines.append(f"**Pre-LN diverged**, which is not expected: {', '.join(odd)}.")
@@ -162,6 +207,262 @@ def warnings(runs):
         if len(values(runs, name)) > 1:
             lines.append(f"**Different {what}** ({', '.join(values(runs, name))}): such runs cannot be compared.")
     return "\n\n".join(f"> {line}" for line in lines)
+
+
+def claims_section(runs, plan, found, tests):
+    """A paragraph for each claim of the paper; nothing where the study can speak to none."""
+    if not found:
+        return ""
+    parts = [
+        "## The paper's claims, here",
+        "Each claim of the paper that these runs can speak to, and whether it holds with this data, size and length. Scores "
+        "are tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs, means over seeds with "
+        "their 95 % interval; p-values are those of the paired bootstrap tests below.",
+    ]
+    for claim in found:
+        sentences = [f"**{claim.verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
+        if claim.words:
+            sentences.append(f"Ours: {'; '.join(claim.words)}.")
+        p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
+        if p_values:
+            ends = distinct(f"{p:.3f}" for p in (min(p_values), max(p_values)))
+            sentences.append(f"p = {' to '.join(ends)} in {count(len(p_values), 'test')}.")
+        if claim.lacking:
+            sentences.append(f"Not finished or not run: {', '.join(claim.lacking)}.")
+        elif claim.verdict == claims.UNKNOWN:
+            sentences.append(f"What it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate.")
+        parts.append(" ".join(sentences))
+    left_out = claims.Evidence(tables.means(runs), plan).left_out
+    if left_out:
+        parts.append(f"Left out, since data, size or other settings are not those of most runs: {', '.join(left_out)}.")
+    return "\n\n".join([*parts, f"What the words mean: {claims.RULES}"])
+
+
+# -- A figure of the paper --
+
+
+def figure_section(section, drawings):
+    """Figures, table and sources of a figure of the paper."""
+    titles = {"": "Runs that no figure of the paper has"}
+    title = FIGURES.get(section.figure) or titles.get(section.figure) or f"Figure {section.figure}"
+    parts = [f"## {title}", *map(shown, drawings)]
+    parts += missing_curves(section.runs)
+    parts.append(table_of_means(section))
+    if section.runs:
+        parts.append(source(section.runs))
+    return "\n\n".join(parts)
+
+
+def shown(drawing):
+    """A figure in Markdown: the PNG, which leads to the SVG."""
+    return f"[![{drawing.caption}](figures/{drawing.name}.png)](figures/{drawing.name}.svg)\n\n*{drawing.caption}.*"
+
+
+def curves_of(section):
+    """Validation loss, learning rate and BLEU over the epochs, a figure for each part of the section that has any."""
+    drawings = []
+    for part, runs in tables.parts(section.runs).items():
+        panels = {
+            f"validation loss\n({tables.loss_name(runs)})": tables.valid_loss_curves(runs),
+            "learning rate": tables.learning_rate_curves(runs),
+            f"BLEU, first {tables.valid500_lines(runs)}\nvalidation sentences": tables.bleu_curves(runs),
+        }
+        if any(panels.values()):
+            name = "-".join(filter(None, ["figure" + section.figure if section.figure else "curves", part.lower()]))
+            caption = (
+                "Validation loss, learning rate as logged, and BLEU of every epoch's checkpoint on the first validation sentences"
+            )
+            drawings.append(Drawing(name, f"{part}: {caption}" if part else caption, runs, "by_epoch", (panels,)))
+    return drawings
+
+
+def missing_curves(runs):
+    """Sentences on the runs without a point in a panel."""
+    reasons = {
+        "no epoch's end in train.log": tables.valid_loss_curves,
+        "no epoch scored on the subset test1": tables.bleu_curves,
+    }
+    return [
+        f"Without a curve ({reason}): {', '.join(without)}."
+        for reason, curves in reasons.items()
+        if (without := [named(run) for run in runs if not any(curve.x for curve in curves([run]))])
+    ]
+
+
+def beside_the_paper(section):
+    """The figure of our BLEU beside the paper's, in a list; [] where the paper says nothing."""
+    rows = [(row, tables.paper_bleu(row.settings)) for row in tables.means(section.runs)]
+    rows = [(row.name, row.short_name, row.bleu, paper) for row, paper in rows if paper]
+    caption = "Tokenized BLEU on the test set, ours beside the paper's"
+    return [Drawing(f"figure{section.figure}-paper", caption, section.runs, "beside_the_paper", (rows,))] if rows else []
+
+
+def table_of_means(section):
+    """A row for each run of a section, means over its seeds, and for each of the plan's that is not there."""
+    papers = any(tables.paper_bleu(settings) for settings in [*(run.settings for run in section.runs), *section.absent])
+    header = ["run", "position", "optimizer", "lr", "learning rate schedule", "seeds"]
+    header += [f"validation loss ({tables.loss_name(section.runs)})", bleu_name(section.runs), "sacreBLEU"]
+    header += ["paper's BLEU", "ours - paper's"] if papers else []
+    rows = []
+    for row in tables.means(section.runs):
+        cells = [row.short_name, *described(row.settings), f"{len(row.used)} of {len(row.runs)}"]
+        cells += [interval(row.valid_loss, 3), interval(row.bleu, 2), interval(row.sacrebleu, 2)]
+        rows.append((cells, row.settings, row.bleu, [*row.left_out, *(f"seed {run.seed} diverged" for run in row.diverged)]))
+    for settings in section.absent:
+        name = settings["run"].removeprefix(f"{settings['study']}-")
+        rows.append(([name, *described(settings), "0", "", "", ""], settings, None, ["not trained"]))
+    table = []
+    for cells, settings, ours, remarks in rows:
+        paper = tables.paper_bleu(settings)
+        beside = [paper and paper.words, difference(ours, paper)] if papers else []
+        table.append([*cells, *beside, "; ".join(distinct(remarks))])
+    return grid([*header, "remarks"], table)
+
+
+def described(settings):
+    """Position, optimizer, learning rate and schedule of a run or a row of the plan."""
+    return [position(settings), settings["optimizer"], settings["lr"], schedule(settings)]
+
+
+def difference(ours, paper):
+    """Our BLEU minus the paper's, signed, and on which side of a bound it lies; None without one of them."""
+    if ours is None or paper is None or paper.number is None:
+        return None
+    apart = ours.value - paper.number
+    return f"{apart:+.2f}" + (f", {'above' if apart > 0 else 'not above'} its best" if paper.bound else "")
+
+
+def source(runs):
+    """Where the numbers of a section come from."""
+    lines = distinct(f"{score.lines:,}" for run in runs for score in run.scores if score.subset == tables.TEST)
+    seeds = sorted({run.seed for run in runs})
+    sentences = [
+        f"Source: `{', '.join(values(runs, 'data'))}`, {tables.pairs_text([run.settings for run in runs])} for training",
+        f", test set of {' or '.join(lines)} lines" if lines else "",
+        f"; preset {', '.join(values(runs, 'preset'))} ({', '.join(values(runs, 'arch'))}); ",
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; ",
+        f"trained at commit {', '.join(distinct(map(commit, runs)))}.",
+        " Loss and scores are of the epoch of the best validation loss, means over finished seeds with their 95 % t-interval.",
+        *(f" {line[2:]}." for line in signatures(runs)),
+        " All settings: What was run.",
+    ]
+    if any(tables.paper_bleu(run.settings) for run in runs):
+        sentences.append(" The paper's BLEU is what its text says (sections 3.2 and 4.2).")
+    return "".join(sentences)
+
+
+# -- What the figures rest on --
+
+
+def gradient_norms(runs):
+    """The figure of the gradient norms at the first logged update, in a list; [] where there are none."""
+    panels = tables.grad_norm_curves(runs)
+    if not panels:
+        return []
+    caption = "Gradient norms of the FFN's W1 (fc1) and W2 (fc2) by layer, at the first logged update"
+    return [Drawing("grad_norm_first_update", caption, runs, "grad_norm_first_update", (panels, tables.first_updates(runs)))]
+
+
+def norms_section(runs, drawings):
+    """Gradient norms, which are no figure of the paper: figure 3 is of expected gradients."""
+    without = [named(run) for run in runs if not tables.grad_norm_curves([run])]
+    parts = ["## Gradient norms at the first update", *map(shown, drawings)]
+    if without:
+        parts.append(f"Without a curve (no norms in checkpoints/grad_norm.tsv): {', '.join(without)}.")
+    return "\n\n".join(parts) if drawings else ""
+
+
+def tests_section(tests):
+    """The paired bootstrap tests of the claims; nothing where there are none."""
+    if not tests:
+        return ""
+    header = ["run", "against", "seed", "BLEU", "its BLEU", "difference", "p-value"]
+    rows = [
+        [
+            *(test.name, test.other, test.seed, decimals(test.bleu, 2), decimals(test.other_bleu, 2)),
+            *([f"{test.bleu - test.other_bleu:+.2f}", f"{test.p_value:.3f}"] if not test.refusal else ["", test.refusal]),
+        ]
+        for test in tests
+    ]
+    settings = distinct(f"`{test.signature}`" for test in tests if test.signature)
+    text = (
+        "sacrebleu's paired bootstrap test between the translations of two runs with one seed, for each pair that a claim "
+        "compares: how likely a difference at least this large is where there is none. It knows chance in the choice of test "
+        f"sentences, not in the training. Settings: {', '.join(settings) or 'no test was made'}. BLEU here is against "
+        "fairseq-generate's own targets, and may be some hundredths off the one above."
+    )
+    return f"## Paired bootstrap tests\n\n{text}\n\n{grid(header, rows)}"
+
+
+def missing_section(runs, plan):
+    """What is not trained, not finished or not scored; nothing where there is no plan and all is done."""
+    lines = [f"- {row['run']}: not trained" for row in tables.absent(runs, plan)]
+    for run in runs:
+        if not run.done:
+            limit = f" of {run.settings['max_epoch']}" if run.settings.get("max_epoch") else ""
+            what = "trained, not scored" if run.trained else f"{len(run.epochs)}{limit} epochs trained"
+            lines.append(f"- {named(run)}: {what}")
+        elif run.best and not run.score(run.best, tables.TEST):
+            lines.append(f"- {named(run)}: no score on the test set at its best epoch, {run.best.epoch}")
+    if not lines and not plan:
+        return ""
+    return "## Missing\n\n" + ("\n".join(lines) or f"Nothing: all {count(len(plan), 'run')} of the plan are trained and scored.")
+
+
+def table_of_runs(runs):
+    """The table of all runs, with its signatures and remarks."""
+    _, differing = tables.split_settings(runs)
+    papers = any(run.settings.get("paper_bleu") for run in runs)
+    header = ["run", "seed", *differing, "state", "best epoch", "epochs", "updates"]
+    header += [f"best validation loss ({tables.loss_name(runs)})", "perplexity (2^nll)", bleu_name(runs), "sacreBLEU"]
+    header += ["BLEU, last epoch", "wall time", "diverged at update", *(["paper's BLEU"] if papers else [])]
+    rows = []
+    for run in runs:
+        best, last = run.best, run.last
+        score, last_score = run.score(best, tables.TEST), run.score(last, tables.TEST)
+        limit = run.settings.get("max_epoch")
+        epochs = f"{len(run.epochs)} of {limit}" if limit else len(run.epochs)
+        rows.append(
+            [
+                *(run.name, run.seed, *(run.settings.get(name) for name in differing), tables.state(run)),
+                *(best and best.epoch, epochs, run.updates),
+                *(best and decimals(best.valid_loss, 3), best and decimals(perplexity(best.valid_nll_loss), 2)),
+                *(score and decimals(score.bleu, 2), score and decimals(score.sacrebleu, 2)),
+                *(last_score and decimals(last_score.bleu, 2), duration(run.wall_seconds)),
+                *(run.diverged and run.diverged.update, *([run.settings.get("paper_bleu")] if papers else [])),
+            ]
+        )
+    parts = [f"## Every run and seed ({tables.pairs_text([run.settings for run in runs])})", grid(header, rows)]
+    return "\n\n".join([*parts, *remarks(runs)])
+
+
+def bleu_name(runs):
+    """The column of tokenized BLEU; whether case counts stands in the signatures."""
+    cases = {"case:lc" in score.bleu_signature for run in runs for score in run.scores}
+    return {(True,): "BLEU (tokenized, lower-case)", (False,): "BLEU (tokenized)"}.get(tuple(cases), "BLEU (tokenized)")
+
+
+def remarks(runs):
+    """What stands under the table of runs: which numbers they are, what diverged, and the recipe's notes."""
+    parts = [
+        "Validation loss is fairseq's, per target token. Perplexity is without smoothing. BLEU and sacreBLEU (on "
+        "detokenized text) are of the test set at the epoch of the best validation loss. Wall time is training with "
+        "its validations on the device above."
+    ]
+    lines = []
+    for run in runs:
+        if run.diverged:
+            message = run.diverged.message or "no message"
+            lines.append(f"- {named(run)} diverged at update {run.diverged.update}: {message}")
+    names = [(re.search(r"-warmup(\d+)", run.name), run.settings["warmup_updates"]) for run in runs]
+    if any(match and match[1] != warmup_updates for match, warmup_updates in names):
+        parts.append("Run names tell the paper's warm-up; what was run here, with this preset, is in warmup_updates.")
+    notes = {run.name: run.settings["note"] for run in runs if run.settings.get("note")}
+    if lines:
+        parts.append("Remarks:\n\n" + "\n".join(lines))
+    if notes:
+        parts.append("Notes of the recipe:\n\n" + "\n".join(f"- {name}: {note}" for name, note in notes.items()))
+    return parts
 
 
 def what_was_run(runs):
@@ -193,172 +494,12 @@ def what_was_run(runs):
     return text
 
 
-def table_of_runs(runs):
-    """The table of all runs, with its signatures and remarks."""
-    _, differing = tables.split_settings(runs)
-    papers = any(run.settings.get("paper_bleu") for run in runs)
-    header = ["run", "seed", *differing, "state", "best epoch", "epochs", "updates"]
-    header += [f"best validation loss ({tables.loss_name(runs)})", "perplexity (2^nll)", bleu_name(runs), "sacreBLEU"]
-    header += ["BLEU, last epoch", "wall time", "diverged at update", *(["paper's BLEU"] if papers else [])]
-    rows = []
-    for run in runs:
-        best, last = run.best, run.last
-        score, last_score = run.score(best, tables.TEST), run.score(last, tables.TEST)
-        limit = run.settings.get("max_epoch")
-        epochs = f"{len(run.epochs)} of {limit}" if limit else len(run.epochs)
-        rows.append(
-            [
-                *(run.name, run.seed, *(run.settings.get(name) for name in differing), tables.state(run)),
-                *(best and best.epoch, epochs, run.updates),
-                *(best and decimals(best.valid_loss, 3), best and decimals(perplexity(best.valid_nll_loss), 2)),
-                *(score and decimals(score.bleu, 2), score and decimals(score.sacrebleu, 2)),
-                *(last_score and decimals(last_score.bleu, 2), duration(run.wall_seconds)),
-                *(run.diverged and run.diverged.update, *([run.settings.get("paper_bleu")] if papers else [])),
-            ]
-        )
-    parts = [f"## Runs ({tables.pairs_text([run.settings for run in runs])})", grid(header, rows)]
-    return "\n\n".join([*parts, *remarks(runs)])
-
-
-def bleu_name(runs):
-    """The column of tokenized BLEU; whether case counts stands in the signatures."""
-    cases = {"case:lc" in score.bleu_signature for run in runs for score in run.scores}
-    return {(True,): "BLEU (tokenized, lower-case)", (False,): "BLEU (tokenized)"}.get(tuple(cases), "BLEU (tokenized)")
-
-
-def remarks(runs):
-    """What stands under the table of runs: which numbers they are, signatures, and what is missing."""
-    parts = [
-        "Validation loss is fairseq's, per target token. Perplexity is without smoothing. BLEU and sacreBLEU (on "
-        "detokenized text) are of the test set at the epoch of the best validation loss. Wall time is training with "
-        "its validations on the device above."
-    ]
-    signatures = []
-    for name, field in (("BLEU", "bleu_signature"), ("sacreBLEU", "sacrebleu_signature")):
-        found = distinct(getattr(score, field) for run in runs for score in run.scores if score.subset == tables.TEST)
-        signatures += [f"- {name}: `{signature}`" for signature in found]
-    if signatures:
-        lines = distinct(score.lines for run in runs for score in run.scores if score.subset == tables.TEST)
-        note = f"Signatures of the scores on the test set ({', '.join(f'{n:,}' for n in lines)} lines):"
-        parts.append(note + "\n\n" + "\n".join(signatures))
-    lines = []
-    for run in runs:
-        if run.diverged:
-            message = run.diverged.message or "no message"
-            lines.append(f"- {named(run)} diverged at update {run.diverged.update}: {message}")
-        if run.done and run.best and not run.score(run.best, tables.TEST):
-            lines.append(f"- {named(run)} has no score on the test set at its best epoch, {run.best.epoch}")
-    names = [(re.search(r"-warmup(\d+)", run.name), run.settings["warmup_updates"]) for run in runs]
-    if any(match and match[1] != warmup_updates for match, warmup_updates in names):
-        parts.append("Run names tell the paper's warm-up; what was run here, with this preset, is in warmup_updates.")
-    notes = {run.name: run.settings["note"] for run in runs if run.settings.get("note")}
-    if lines:
-        parts.append("Remarks:\n\n" + "\n".join(lines))
-    if notes:
-        parts.append("Notes of the recipe:\n\n" + "\n".join(f"- {name}: {note}" for name, note in notes.items()))
-    return parts
-
-
-def table_of_seeds(runs):
-    """Means over seeds with their intervals; nothing where every run has one seed."""
-    means = tables.seed_means(runs)
-    if not means:
-        return ""
-    loss = f"best validation loss ({tables.loss_name(runs)})"
-    header = ["run", "finished seeds", loss, bleu_name(runs), "sacreBLEU", "left out"]
-    rows = [
-        [
-            *(row.name, f"{row.count} of {row.seeds}", interval(row.valid_loss, 3)),
-            *(interval(row.bleu, 2), interval(row.sacrebleu, 2), "; ".join(row.left_out)),
-        ]
-        for row in means
-    ]
-    return (
-        "## Means over seeds\n\nMean and 95 % t-interval over the finished seeds; one seed alone has no interval.\n\n"
-        + grid(header, rows)
-    )
-
-
-def beside_the_papers(runs):
-    """Our BLEU beside the paper's, or the sentence that there is none."""
-    rows = tables.differences(runs)
-    title = "## Ours beside the paper's"
-    if not rows:
-        return f"{title}\n\nThe settings of these runs give no BLEU of the paper."
-    compared = [run for run in runs if run.settings.get("paper_bleu")]
-    other = tables.not_the_papers(compared)
-    if other:
-        text = (
-            f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
-            "and with them the scores."
-        )
-    else:
-        text = f"Preset paper with all {tables.IWSLT14_PAIRS:,} training pairs: the paper's settings (appendix A.1)."
-    text += " Ours is tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs."
-    header = ["run", "seeds", "ours", "paper", "ours - paper's", "in words"]
-    cells = [
-        [
-            *(row.name, row.seeds, decimals(row.ours, 2), row.paper),
-            *(None if row.difference is None else f"{row.difference:+.2f}", in_words(row)),
-        ]
-        for row in rows
-    ]
-    return f"{title}\n\n{text}\n\n{grid(header, cells)}"
-
-
-def in_words(row):
-    """A :class:`tables.Difference` as a statement."""
-    if row.ours is None:
-        return "no finished run with a score"
-    if row.difference is None:
-        return "the paper gives no number"
-    if row.bound:
-        place = "above" if row.difference > 0 else "not above"
-        return f"{place} the paper's best"
-    if round(row.difference, 2) == 0:
-        return "equal to the paper's"
-    return f"{abs(row.difference):.2f} BLEU {'above' if row.difference > 0 else 'below'} the paper's"
-
-
-def figures(runs, curves):
-    """The figures, or why there is none."""
-    parts = ["## Figures"]
-    for name, caption in CAPTIONS.items():
-        if not curves[name]:
-            parts.append(f"{caption} - no figure: {MISSING[name]}.")
-            continue
-        without = [named(run) for run in runs if not has_curve(run, name)]
-        note = f" Without a curve ({MISSING[name]}): {', '.join(without)}." if without else ""
-        parts.append(f"{caption} ([SVG](figures/{name}.svg)).{note}\n\n![{caption}](figures/{name}.png)")
-    return "\n\n".join(parts)
-
-
-def has_curve(run, name):
-    """Whether a run has a curve in the figure of this name."""
-    return bool(curves_of([run])[name])
-
-
 # -- words --
 
 
 def values(runs, name):
     """The different values of a setting, in the runs' order; "unknown" for an empty one."""
     return distinct(run.settings[name] or "unknown" for run in runs)
-
-
-def distinct(items):
-    """The different items in their order."""
-    return list(dict.fromkeys(items))
-
-
-def named(run):
-    """A run and its seed."""
-    return f"{run.name} seed {run.seed}"
-
-
-def count(number, noun):
-    """``1 run``, ``2 runs``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def known(run, name):
@@ -383,44 +524,18 @@ def by_value(runs, value):
     return "; ".join(f"{value} ({', '.join(map(named, group))})" for value, group in groups.items())
 
 
+def signatures(runs):
+    """The signatures of the scores on the test set, as a list of Markdown items."""
+    found = []
+    for name, field in (("BLEU", "bleu_signature"), ("sacreBLEU", "sacrebleu_signature")):
+        different = distinct(getattr(score, field) for run in runs for score in run.scores if score.subset == tables.TEST)
+        found += [f"- {name}: `{signature}`" for signature in different]
+    return found
+
+
 def perplexity(nll_loss):
     """2 to the power of a loss in base 2; inf where that is beyond a float."""
     try:
         return 2.0**nll_loss
     except OverflowError:
         return math.inf
-
-
-def decimals(value, places):
-    """A number with so many decimals; "" for None."""
-    return "" if value is None else f"{value:.{places}f}"
-
-
-def interval(estimate, places):
-    """``31.20 (30.90 to 31.50)``, without the interval where there is none; "" for None."""
-    if estimate is None:
-        return ""
-    ends = "" if math.isnan(estimate.low) else f" ({estimate.low:.{places}f} to {estimate.high:.{places}f})"
-    return f"{estimate.value:.{places}f}{ends}"
-
-
-def duration(seconds):
-    """``45 s``, ``34 min``, ``2 h 05 min``; "" for None."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def grid(header, rows):
-    """A Markdown table; "-" for None and for an empty text."""
-    cells = [[cell(value) for value in row] for row in [header, *rows]]
-    lines = [cells[0], ["---"] * len(header), *cells[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def cell(value):
-    """A value as the text of a table's cell."""
-    return tables.text(value).replace("|", "\\|") or "-"
