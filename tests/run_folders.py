@@ -76,9 +76,7 @@ def write_run(root, epochs=EPOCHS, log=None, done=True, diverged=None, environme
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "settings.tsv").write_text("".join(f"{name}\t{value}\n" for name, value in settings.items()))
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **dict(environment)}))
-    (folder / "command.txt").write_text(
-        f"fairseq-train data/bin --adam-betas \\(0.9\\,0.98\\) --seed {settings['seed']}\n"
-    )
+    (folder / "command.txt").write_text(f"fairseq-train data/bin --adam-betas \\(0.9\\,0.98\\) --seed {settings['seed']}\n")
     if log is None:
         log = "fairseq_cli.train | Namespace(no_progress_bar=False)\n"
         for epoch, (loss, nll_loss, _, _) in enumerate(epochs, 1):
