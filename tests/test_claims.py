@@ -7,7 +7,7 @@ from run_folders import PRE_SETTINGS, write_run
 
 from fairseq_lnplugin.study import claims, tables
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
-from fairseq_lnplugin.study.report import claims_section
+from fairseq_lnplugin.study.page import claims_section
 from fairseq_lnplugin.study.run_folder import read_study
 from fairseq_lnplugin.study.significance import Difference
 

@@ -1,4 +1,4 @@
-"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,report,wording}.py: the report of a study (figures 2, 4 and 6)."""
+"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,page,report,wording}.py: the report of a study (figures 2, 4 and 6)."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from run_folders import (
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study import plots, tables
-from fairseq_lnplugin.study.report import page
+from fairseq_lnplugin.study.page import page
 from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_plan, read_run, read_study
 from fairseq_lnplugin.study.wording import schedule
 
@@ -341,6 +341,22 @@ def test_a_run_not_finished_is_shown_as_such(study):
     row = next(row for row in table(text, "## Every run and seed") if row["seed"] == "2")
     assert (row["state"], row["epochs"], row["BLEU (tokenized, lower-case)"]) == ("not finished", "1 of 3", "-")
     assert f"**1 of 3 runs not finished**: {POST} seed 2" in text and rows[1]["state"] == "not finished"
+
+
+def test_another_score_of_the_test_set_stands_in_the_remarks(tmp_path):
+    """Such as that of averaged checkpoints."""
+    path = write_run(tmp_path) / "scores.tsv"
+    path.write_text(path.read_text() + f"3\t300\ttest-average2\t6750\t31.5\t{BLEU}\t30.25\t{SACREBLEU}\taverage2.pt\n")
+    line = f"- {POST} seed 1, test-average2, epoch 3, average2.pt, 6,750 lines: BLEU 31.50, sacreBLEU 30.25\n"
+    assert line in report(tmp_path)[0]
+
+
+def test_the_column_of_bleu_says_what_all_signatures_say(tmp_path):
+    """Lower case, and words taken apart at their hyphens."""
+    path = write_run(tmp_path) / "scores.tsv"
+    path.write_text(path.read_text().replace(BLEU, f"{BLEU}|compounds:split"))
+    row = table(report(tmp_path)[0], "## Every run and seed")[0]
+    assert row["BLEU (tokenized, lower-case, compounds split)"] == "29.75"
 
 
 def test_a_diverged_run_without_scores_is_a_result(study):

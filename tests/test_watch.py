@@ -95,6 +95,12 @@ def test_the_time_left_is_the_rest_at_the_pace_so_far(tmp_path):
     assert "about 2 min of training left" in overview(tmp_path)[0]
 
 
+def test_a_training_may_be_bounded_by_updates(tmp_path):
+    """150 of 600 updates in 150 seconds: 450 seconds more."""
+    begun(tmp_path, max_epoch="", max_update="600")
+    assert left(tmp_path) == pytest.approx(450)
+
+
 def test_runs_of_the_plan_count_as_the_mean_of_the_others(tmp_path):
     """Two more of 3 epochs at 100 seconds each."""
     begun(tmp_path)

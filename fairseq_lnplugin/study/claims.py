@@ -128,7 +128,7 @@ SGD_WARM, SGD_COLD = Kind("post", "sgd", "warm-up"), Kind("post", "sgd", "none")
 PRE, PRE_RADAM, RADAM = Kind("pre", "adam", "none"), Kind("pre", "radam", "none"), Kind("post", "radam", "none")
 
 #: Runs that differ in one of these are of different experiments, and are not set against each other.
-EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "label_smoothing", "max_tokens")
+EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "weight_decay", "label_smoothing", "max_tokens")
 
 
 class Evidence:

@@ -17,12 +17,15 @@ CLEAR, HOME, TO_END_OF_LINE, BELOW = "\x1b[2J", "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class Progress(NamedTuple):
-    """Where a run is: its ``state`` in words, whether something works on it now, and the epochs trained and to train."""
+    """Where a run is: its ``state`` in words, whether something works on it now, and how far its training is.
+
+    ``place``: in words; ``share``: of the whole training, from 0 to 1, or None where the settings give no length.
+    """
 
     state: str
     running: bool
-    epochs: float
-    limit: int | None
+    place: str
+    share: float | None
 
 
 def watch(read):
@@ -91,16 +94,12 @@ def row(run, at):
     """The cells of a run."""
     best = run.best
     score = run.score(best, tables.TEST)
-    epoch = f"{at.epochs:.1f}" + (f" of {at.limit}" if at.limit else "")
     loss = decimals(best.valid_loss, 3) if best and math.isfinite(best.valid_loss) else ""
-    return (named(run), at.state, epoch, str(run.updates), loss, decimals(score and score.bleu, 2))
+    return (named(run), at.state, at.place, str(run.updates), loss, decimals(score and score.bleu, 2))
 
 
 def progress(run, quiet):
     """The :class:`Progress` of a run of which there was no sign for ``quiet`` seconds."""
-    limit = run.settings.get("max_epoch", "")
-    limit = int(limit) if limit.isdecimal() else None
-    epochs = tables.epochs_so_far(run)
     running = not run.done and quiet < QUIET
     if run.diverged:
         state = f"diverged at {run.diverged.update}"
@@ -110,24 +109,30 @@ def progress(run, quiet):
         state = "scoring" if run.trained else "training"
     else:
         state = "not scored" if run.trained else "stopped"
-    return Progress(state, running, epochs, limit)
+    epochs = tables.epochs_so_far(run)
+    place, share = f"{epochs:.1f}", None
+    for at, limit in ((run.updates, run.settings.get("max_update", "")), (epochs, run.settings.get("max_epoch", ""))):
+        if limit.isdecimal() and int(limit) > 0:
+            share = min(1.0, at / int(limit))
+    if run.settings.get("max_epoch"):
+        place += f" of {run.settings['max_epoch']}"
+    return Progress(state, running, place, share)
 
 
 def time_left(found, absent):
     """Seconds of training to come at the pace so far, shared by the runs that train now; None before there is a pace.
 
-    ``found``: pairs of a run and its :class:`Progress`; ``absent``: how many runs have not begun, which count as the mean of
-    the others. Scoring is not in it.
+    ``found``: pairs of a run and its :class:`Progress`; ``absent``: how many runs have not begun, each of which counts as
+    the mean of the others. Scoring is not in it.
     """
-    paces = {run.folder: run.wall_seconds / at.epochs for run, at in found if run.wall_seconds and at.epochs > 0}
-    limits = [at.limit for _, at in found if at.limit]
-    if not paces or not limits:
+    whole = {run.folder: run.wall_seconds / at.share for run, at in found if run.wall_seconds and at.share}
+    if not whole:
         return None
-    pace = math.fsum(paces.values()) / len(paces)
-    left = absent * pace * sum(limits) / len(limits)
+    usual = math.fsum(whole.values()) / len(whole)
+    left = absent * usual
     for run, at in found:
-        if not run.trained and at.limit:
-            left += paces.get(run.folder, pace) * max(0, at.limit - at.epochs)
+        if not run.trained:
+            left += whole.get(run.folder, usual) * (1 - (at.share or 0.0))
     return left / max(1, sum(at.running and not run.trained for run, at in found))
 
 
