@@ -1,4 +1,4 @@
-"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,page,report,wording}.py: the report of a study (figures 2, 4 and 6)."""
+"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,page,report,wording}.py: the report of figures 2, 4 and 6."""
 
 import math
 import re

@@ -119,10 +119,6 @@ def test_translations_that_are_no_text_are_refused(tmp_path):
 
 def test_the_report_shows_tests_and_refusals(tmp_path):
     """A row each; the p-value of the pair that the paper's claim compares, and why another has none."""
-    from run_folders import table
-
-    from fairseq_lnplugin import cli
-
     two_runs(tmp_path, worse(0.3, 1), worse(0.2, 2))
     write_run(tmp_path, epochs=EPOCHS, run="iwslt14-post-adam-lr5e-4-warmup1", warmup_updates="1")
     assert cli.main(["report", str(tmp_path)]) == 0
