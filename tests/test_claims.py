@@ -84,11 +84,16 @@ def test_faster_is_two_thirds_of_the_epochs(epoch, verdict):
 
 
 @pytest.mark.parametrize(
-    "loss, verdict", [(4.0, HOLDS), (4.5 - 0.05, HOLDS), (4.46, IN_PART), (4.5, FAILS), (math.inf, FAILS), (math.nan, FAILS)]
+    "loss, verdict", [(4.0, HOLDS), (around(4.0)[1], IN_PART), (around(4.5)[0], IN_PART), (4.5, FAILS), (math.inf, FAILS)]
 )
-def test_losses_differ_from_a_twentieth_on(loss, verdict):
-    """Beside 4.5."""
-    assert claims.lower(loss, 4.5) == verdict
+def test_a_loss_is_lower_by_a_margin(loss, verdict):
+    """Beside 4.5, by 0.5."""
+    assert claims.lower(loss, 4.5, 0.5) == verdict
+
+
+def test_any_loss_is_lower_than_that_of_a_run_that_diverged_at_once():
+    """Which has none."""
+    assert claims.lower(9.0, math.inf, 0.5) == HOLDS
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,14 @@ def test_a_run_that_never_gets_there_is_not_faster(tmp_path):
     make(tmp_path, "pre", 30, losses=[8.0, 5.0], ln_position="pre", **COLD)
     claim = judged(tmp_path)[FASTER]
     assert claim.verdict == FAILS and claim.words[0].endswith("pre has not reached it by epoch 2")
+
+
+def test_a_run_that_diverged_at_once_is_not_faster(tmp_path):
+    """Pre-LN is not expected to."""
+    make(tmp_path, "post-warm", 34, losses=[9.0, 4.0])
+    write_run(tmp_path, run="iwslt14-pre", epochs=[], diverged="51\tNan\n", ln_position="pre", **COLD)
+    claim = judged(tmp_path)[FASTER]
+    assert claim.verdict == FAILS and claim.words[0].endswith("pre has not reached it by epoch 0")
 
 
 def test_a_run_that_diverged_before_any_score_counts_as_zero(tmp_path):

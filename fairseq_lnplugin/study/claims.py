@@ -25,14 +25,14 @@ CLOSE, WIDE = 1.0, 3.0
 ZERO = 1.0
 #: "Faster": the other's best loss within this share of its epochs. The paper: the 9th checkpoint against the 15th, 0.6.
 FASTER = 2 / 3
-#: Losses (base 2) that differ by less are alike.
-LOSS_CLOSE = 0.05
+#: Losses (base 2) that differ by less are alike; one is "far better" that is lower by LOSS_FAR, 30 % less perplexity.
+LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
 
 RULES = (
     f"*far below*: at most {FAR:g} of the other's BLEU; *costs*: more than {CLOSE:g} BLEU; *the same level*: not more than "
     f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g}; *just above "
-    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; losses differ from "
-    f"{LOSS_CLOSE:g} on. Nothing is measured against a run below {LEARNED:g} BLEU."
+    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far "
+    f"better* and *worse*: a validation loss lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below {LEARNED:g} BLEU."
 )
 
 
@@ -87,9 +87,9 @@ def faster(epoch, reference_epoch):
     return HOLDS if epoch <= FASTER * reference_epoch else IN_PART
 
 
-def lower(loss, reference):
-    """A loss at least :data:`LOSS_CLOSE` below the reference; in part: below it at all."""
-    return HOLDS if loss <= reference - LOSS_CLOSE else IN_PART if loss < reference else FAILS
+def lower(loss, reference, by):
+    """A loss at least ``by`` below the reference; in part: below it at all."""
+    return HOLDS if loss <= reference - by else IN_PART if loss < reference else FAILS
 
 
 def either(verdicts):
@@ -236,11 +236,38 @@ class Claim(NamedTuple):
     lacking: list
 
 
+#: Claims that set one kind of run against another at each learning rate: figure, statement, both kinds, and the rule.
+AT_EACH_RATE = (
+    (
+        "2",
+        "Post-LN with Adam needs a warm-up: without, it stays far below (8.45 BLEU at best, about 34 with warm-up).",
+        *(COLD, WARM, far_below),
+    ),
+    (
+        "4",
+        "Pre-LN without warm-up reaches the level of Post-LN with warm-up (both about 34 BLEU on IWSLT14).",
+        *(PRE, WARM, same_level),
+    ),
+    (
+        "4",
+        "Pre-LN converges faster: on IWSLT14 its 9th checkpoint is about as good as Post-LN's 15th.",
+        *(PRE, WARM, faster),
+    ),
+    ("4", "RAdam trains Post-LN without warm-up, to the level of Adam with warm-up.", RADAM, WARM, same_level),
+    ("4", "On Pre-LN, RAdam makes little difference to Adam.", PRE_RADAM, PRE, little_difference),
+)
+
+
 def claims(means, plan):
-    """A :class:`Claim` for each of the paper's that these runs, or the rows of the plan, can speak to."""
+    """A :class:`Claim` for each of the paper's that these runs, or the rows of the plan, can speak to, by figure."""
     evidence = Evidence(means, plan)
-    judges = (needs_warmup, depends_on_length, needs_adam, pre_needs_none, pre_is_faster, radam_on_post, radam_on_pre, low_rate)
-    return [claim for claim in (judge(evidence) for judge in judges) if claim]
+    found = [
+        claim(figure, statement, [part for rate in evidence.rates(kind) for part in compared(evidence, kind, other, rule, rate)])
+        for figure, statement, kind, other, rule in AT_EACH_RATE
+        if evidence.names(kind)
+    ]
+    found += [made for judge in (depends_on_length, needs_adam, low_rate) if (made := judge(evidence))]
+    return sorted(found, key=lambda claim: claim.figure)
 
 
 def claim(figure, statement, *groups):
@@ -252,16 +279,6 @@ def claim(figure, statement, *groups):
         distinct(part.pair for part in parts if part.pair),
         distinct(name for part in parts for name in part.lacking),
     )
-
-
-def needs_warmup(evidence):
-    """Figure 2, section 3.2."""
-    if evidence.names(COLD):
-        return claim(
-            "2",
-            "Post-LN with Adam needs a warm-up: without, it stays far below (8.45 BLEU at best, about 34 with warm-up).",
-            at_each_rate(evidence, COLD, WARM, far_below),
-        )
 
 
 def depends_on_length(evidence):
@@ -293,50 +310,10 @@ def needs_adam(evidence):
         )
 
 
-def pre_needs_none(evidence):
-    """Figure 4, section 4.2."""
-    if evidence.names(PRE):
-        return claim(
-            "4",
-            "Pre-LN without warm-up reaches the level of Post-LN with warm-up (both about 34 BLEU on IWSLT14).",
-            at_each_rate(evidence, PRE, WARM, same_level),
-        )
-
-
-def pre_is_faster(evidence):
-    """Figure 4, section 4.2."""
-    if evidence.names(PRE):
-        return claim(
-            "4",
-            "Pre-LN converges faster: on IWSLT14 its 9th checkpoint is about as good as Post-LN's 15th.",
-            at_each_rate(evidence, PRE, WARM, None),
-        )
-
-
-def radam_on_post(evidence):
-    """Figure 4, section 4.2."""
-    if evidence.names(RADAM):
-        return claim(
-            "4",
-            "RAdam trains Post-LN without warm-up, to the level of Adam with warm-up.",
-            at_each_rate(evidence, RADAM, WARM, same_level),
-        )
-
-
-def radam_on_pre(evidence):
-    """Figure 4, section 4.2."""
-    if evidence.names(PRE_RADAM):
-        return claim(
-            "4",
-            "On Pre-LN, RAdam makes little difference to Adam.",
-            at_each_rate(evidence, PRE_RADAM, PRE, little_difference),
-        )
-
-
 def low_rate(evidence):
     """Figure 6, appendix H."""
     if evidence.names(LOW):
-        parts = [loss_below(evidence, LOW, COLD), loss_below(evidence, WARM, LOW)]
+        parts = [loss_below(evidence, LOW, COLD, LOSS_FAR), loss_below(evidence, WARM, LOW, LOSS_CLOSE)]
         if max(map(bleu, evidence.known(WARM)), default=LEARNED) < LEARNED:
             parts = [part._replace(verdict=UNKNOWN) for part in parts]
         return claim(
@@ -350,17 +327,12 @@ def low_rate(evidence):
 # -- Comparisons --
 
 
-def at_each_rate(evidence, kind, reference, rule):
-    """The parts of :func:`compared` at each learning rate that the kind has."""
-    return [part for rate in evidence.rates(kind) for part in compared(evidence, kind, reference, rule, rate)]
-
-
 def compared(evidence, kind, reference, rule, rate):
     """A part for each finished run of a kind against each of the reference kind at one learning rate, and one of what is lacking.
 
-    ``rule``: a function of both BLEU scores, or None for :func:`faster` by validation loss.
+    ``rule``: a function of both BLEU scores, or :func:`faster`, which is about validation losses.
     """
-    judge = comparison if rule else speed
+    judge = speed if rule is faster else comparison
     pairs = itertools.product(evidence.known(kind, rate), evidence.known(reference, rate))
     lacking = Part(UNKNOWN, lacking=tuple(evidence.lacking(kind, rate) + evidence.lacking(reference, rate)))
     return [*(judge(evidence, row, other, rule) for row, other in pairs), lacking]
@@ -373,28 +345,28 @@ def comparison(evidence, row, other, rule):
 
 
 def speed(evidence, row, other, rule):
-    """A part of two runs' validation losses by epoch."""
-    if not losses(row) or not losses(other):
-        return Part(UNKNOWN, f"{evidence.short((other if losses(row) else row).name)} diverged before its first validation")
+    """A part of when one run has the other's best validation loss; ``rule`` of both epochs."""
+    if not losses(other):
+        return Part(UNKNOWN, f"{evidence.short(other.name)} diverged before its first validation")
     best = min(losses(other), key=losses(other).get)
     epoch = next((epoch for epoch, loss in losses(row).items() if loss <= losses(other)[best]), None)
-    reached = f"reaches it in epoch {epoch}" if epoch else f"has not reached it by epoch {max(losses(row))}"
+    reached = f"reaches it in epoch {epoch}" if epoch else f"has not reached it by epoch {max(losses(row), default=0)}"
     words = (
         f"{evidence.short(other.name)} has its best loss, {losses(other)[best]:.3f}, in epoch {best}; "
         f"{evidence.short(row.name)} {reached}"
     )
-    return Part(UNKNOWN if bleu(other) < LEARNED else faster(epoch, best), words)
+    return Part(UNKNOWN if bleu(other) < LEARNED else rule(epoch, best), words)
 
 
-def loss_below(evidence, kind, reference):
-    """A part of the best validation losses of two kinds, at whatever rate each has its best run."""
+def loss_below(evidence, kind, reference, by):
+    """A part of the best validation losses of two kinds, at whatever rate each has its best run; ``by``: as :func:`lower` has."""
     known = [evidence.known(each) for each in (kind, reference)]
     lacking = tuple(evidence.lacking(kind) + evidence.lacking(reference))
     if not all(known):
         return Part(UNKNOWN, lacking=lacking)
     row, other = (min(rows, key=best_loss) for rows in known)
     words = " and ".join(f"{evidence.short(each.name)} {best_loss(each):.3f}" for each in (row, other))
-    return Part(lower(best_loss(row), best_loss(other)), f"best validation loss of {words}", lacking=lacking)
+    return Part(lower(best_loss(row), best_loss(other), by), f"best validation loss of {words}", lacking=lacking)
 
 
 def best_loss(row):
