@@ -31,8 +31,9 @@ LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
 RULES = (
     f"*far below*: at most {FAR:g} of the other's BLEU; *costs*: more than {CLOSE:g} BLEU; *the same level*: not more than "
     f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g}; *just above "
-    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far "
-    f"better* and *worse*: a validation loss lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below {LEARNED:g} BLEU."
+    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far better* and "
+    f"*worse*: a validation loss lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below "
+    f"{LEARNED:g} BLEU."
 )
 
 

@@ -177,23 +177,27 @@ def beside_the_paper(section):
 def table_of_means(section):
     """A row for each run of a section, means over its seeds, and for each of the plan's that is not there."""
     papers = any(tables.paper_bleu(settings) for settings in [*(run.settings for run in section.runs), *section.absent])
-    header = ["run", "position", "optimizer", "lr", "learning rate schedule", "seeds"]
-    header += [f"validation loss ({tables.loss_name(section.runs)})", bleu_name(section.runs), "sacreBLEU"]
-    header += ["paper's BLEU", "ours - paper's"] if papers else []
+    header = ["run", bleu_name(section.runs), *(["paper's BLEU", "ours - paper's"] if papers else []), "sacreBLEU"]
+    header += [f"validation loss ({tables.loss_name(section.runs)})", "seeds", *DESCRIBED, "remarks"]
     rows = []
     for row in tables.means(section.runs):
-        cells = [row.short_name, *described(row.settings), f"{len(row.used)} of {len(row.runs)}"]
-        cells += [interval(row.valid_loss, 3), interval(row.bleu, 2), interval(row.sacrebleu, 2)]
-        rows.append((cells, row.settings, row.bleu, [*row.left_out, *(f"seed {run.seed} diverged" for run in row.diverged)]))
+        remarks = distinct([*row.left_out, *(f"seed {run.seed} diverged" for run in row.diverged)])
+        rows.append(
+            [
+                *(row.short_name, interval(row.bleu, 2), *(beside(row.bleu, row.settings) if papers else [])),
+                *(interval(row.sacrebleu, 2), interval(row.valid_loss, 3), f"{len(row.used)} of {len(row.runs)}"),
+                *(*described(row.settings), "; ".join(remarks)),
+            ]
+        )
     for settings in section.absent:
         name = settings["run"].removeprefix(f"{settings['study']}-")
-        rows.append(([name, *described(settings), "0", "", "", ""], settings, None, ["not trained"]))
-    table = []
-    for cells, settings, ours, remarks in rows:
-        paper = tables.paper_bleu(settings)
-        beside = [paper and paper.words, difference(ours, paper)] if papers else []
-        table.append([*cells, *beside, "; ".join(distinct(remarks))])
-    return grid([*header, "remarks"], table)
+        paper = beside(None, settings) if papers else []
+        rows.append([name, "", *paper, "", "", "0", *described(settings), "not trained"])
+    return grid(header, rows)
+
+
+#: The columns of :func:`described`.
+DESCRIBED = ("position", "optimizer", "lr", "learning rate schedule")
 
 
 def described(settings):
@@ -201,12 +205,13 @@ def described(settings):
     return [position(settings), settings["optimizer"], settings["lr"], schedule(settings)]
 
 
-def difference(ours, paper):
-    """Our BLEU minus the paper's, signed, and on which side of a bound it lies; None without one of them."""
+def beside(ours, settings):
+    """The paper's BLEU in its words, and ours minus its number, with the side of a bound on which ours lies."""
+    paper = tables.paper_bleu(settings)
     if ours is None or paper is None or paper.number is None:
-        return None
+        return [paper and paper.words, None]
     apart = ours.value - paper.number
-    return f"{apart:+.2f}" + (f", {'above' if apart > 0 else 'not above'} its best" if paper.bound else "")
+    return [paper.words, f"{apart:+.2f}" + (f", {'above' if apart > 0 else 'not above'} its best" if paper.bound else "")]
 
 
 def source(runs):

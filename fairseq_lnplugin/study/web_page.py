@@ -16,7 +16,7 @@ HEAD = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; }}
-body {{ max-width: 62rem; margin: 0 auto; padding: 0 1rem 3rem; }}
+body {{ max-width: 70rem; margin: 0 auto; padding: 0 1rem 3rem; }}
 h1, h2 {{ line-height: 1.2; overflow-wrap: anywhere; }}
 h2 {{ margin-top: 2.5rem; border-top: 1px solid #bbb; padding-top: 1rem; }}
 img {{ max-width: 100%; height: auto; }}
