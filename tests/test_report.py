@@ -1,114 +1,38 @@
-"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,report}.py: the report of a study (figures 2 and 4)."""
+"""Tests of fairseq_lnplugin/study/{run_folder,tables,plots,page,report,wording}.py: the report of figures 2, 4 and 6."""
 
-import json
 import math
 import re
 import shutil
 
 import pytest
+from run_folders import (
+    BLEU,
+    EPOCHS,
+    POST,
+    PRE,
+    PRE_SETTINGS,
+    SACREBLEU,
+    SCORES,
+    SETTINGS,
+    inner,
+    table,
+    train,
+    valid,
+    write_run,
+)
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study import plots, tables
-from fairseq_lnplugin.study.report import curves_of, markdown
-from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_run, read_study
-
-BLEU = "nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:2.6.0"
-SACREBLEU = "nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:2.6.0"
-SCORES = "epoch updates subset lines bleu bleu_signature sacrebleu sacrebleu_signature checkpoint".split()
-POST, PRE = "iwslt14-post-adam-lr5e-4-warmup4000", "iwslt14-pre-adam-lr5e-4-step"
-
-SETTINGS = {
-    **{"study": "iwslt14", "run": POST, "figure": "2,4", "data": "iwslt14-de-en", "pairs": "40653", "preset": "cpu"},
-    **{"arch": "transformer_ln_study_small", "ln_position": "post", "weight_init": "xavier_uniform"},
-    **{"compute_dtype": "bfloat16", "optimizer": "adam", "lr": "5e-4", "schedule": "warmup_inverse_sqrt"},
-    **{"warmup_updates": "1000", "hold_epochs": "", "hold_updates": "", "decay": "", "decay_factor": ""},
-    **{"dropout": "0.1", "label_smoothing": "0.1", "max_tokens": "4096", "update_freq": "1", "max_epoch": "3"},
-    **{"max_update": "", "seed": "1", "paper_bleu": "about 34", "note": "the baseline"},
-}
-PRE_SETTINGS = {
-    **{"run": PRE, "figure": "4", "ln_position": "pre", "schedule": "no_warmup", "warmup_updates": ""},
-    **{"hold_epochs": "2", "decay": "step", "decay_factor": "0.1", "note": ""},
-}
-ENVIRONMENT = {
-    **{"commit": "0123abc", "dirty": False, "python": "3.11.2", "torch": "2.5.1", "fairseq": "fairseq-fixed 0.12.3.1"},
-    **{"fairseq_lnplugin": "0.1.0", "sacrebleu": "2.6.0", "device": "a CPU with AMX", "threads": 2},
-}
-#: Validation loss, nll loss, BLEU on 500 validation sentences, and on the test set; the second epoch is the best.
-EPOCHS = [(6.5, 5.5, 10.0, None), (5.25, 4.0, 30.5, 29.75), (5.5, 4.5, 29.0, 28.5)]
-
-
-def inner(update, lr="0.0005", loss="8.5", gnorm="1.2"):
-    """A ``train_inner`` line as fairseq writes it: numbers are texts."""
-    values = {"epoch": 1, "update": 0.5, "loss": loss, "num_updates": str(update), "lr": lr, "gnorm": gnorm}
-    return f"2026-01-01 00:00:00 | INFO | train_inner | {json.dumps(values)}\n"
-
-
-def valid(epoch, updates, loss="6.5", nll_loss="5.5"):
-    """A ``valid`` line."""
-    values = {"epoch": epoch, "valid_loss": str(loss), "valid_nll_loss": str(nll_loss)}
-    values["valid_num_updates"] = str(updates)
-    return f"2026-01-01 00:00:00 | INFO | valid | {json.dumps(values)}\n"
-
-
-def train(epoch, updates, loss="7.5"):
-    """A ``train`` line, which follows the ``valid`` line of its epoch."""
-    values = {"epoch": epoch, "train_loss": loss, "train_num_updates": str(updates), "train_wall": str(10 * epoch)}
-    return f"2026-01-01 00:00:00 | INFO | train | {json.dumps(values)}\n"
-
-
-def write_scores(folder, rows):
-    """scores.tsv of ``(epoch, subset, lines, bleu)``."""
-    lines = [SCORES]
-    for epoch, subset, count, bleu in rows:
-        row = [epoch, 100 * epoch, subset, count, bleu, BLEU, bleu - 1, SACREBLEU, f"checkpoint{epoch}.pt"]
-        lines.append([str(cell) for cell in row])
-    (folder / "scores.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
-
-
-def write_run(root, epochs=EPOCHS, log=None, done=True, diverged=None, environment=(), **settings):
-    """A run folder as the recipes leave it: 100 updates an epoch, two layers a stack; returns its path."""
-    settings = {**SETTINGS, **{name: str(value) for name, value in settings.items()}}
-    folder = root / settings["run"] / f"seed{settings['seed']}"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "settings.tsv").write_text("".join(f"{name}\t{value}\n" for name, value in settings.items()))
-    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **dict(environment)}))
-    (folder / "command.txt").write_text(
-        f"fairseq-train data/bin --adam-betas \\(0.9\\,0.98\\) --seed {settings['seed']}\n"
-    )
-    if log is None:
-        log = "fairseq_cli.train | Namespace(no_progress_bar=False)\n"
-        for epoch, (loss, nll_loss, _, _) in enumerate(epochs, 1):
-            log += inner(100 * epoch - 50) + inner(100 * epoch)
-            log += valid(epoch, 100 * epoch, loss, nll_loss) + train(epoch, 100 * epoch)
-    (folder / "train.log").write_text(log)
-    first = {"pre": 0.5, "post": 1.0}[settings["ln_position"]] + int(settings["seed"]) / 10
-    norms = [
-        f"{update}\t{stack}\t{layer}\t{matrix}\t{first * layer / update}\n"
-        for update in (1, 100)
-        for stack in ("encoder", "decoder")
-        for layer in (1, 2)
-        for matrix in ("fc1.weight", "fc1.bias", "fc2.weight")
-    ]
-    header = "update\tstack\tlayer\tmatrix\tnorm\n1\tencoder\t\tembed_tokens.weight\t0.5\n"
-    (folder / "checkpoints" / "grad_norm.tsv").write_text(header + "".join(norms))
-    scores = []
-    for epoch, (_, _, valid500, test) in enumerate(epochs, 1):
-        scores += [(epoch, "test1", 500, valid500)] + ([(epoch, "test", 6750, test)] if test is not None else [])
-    if scores and done:
-        write_scores(folder, scores)
-    (folder / "wall_seconds").write_text("7500\n")
-    if diverged:
-        (folder / "diverged").write_text(diverged)
-    if done:
-        (folder / "done").write_text("2026-01-01T00:00:00Z\n")
-    return folder
+from fairseq_lnplugin.study.page import page
+from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_plan, read_run, read_study
+from fairseq_lnplugin.study.wording import schedule
 
 
 def report(study):
-    """The texts of a report without its figures: RESULTS.md, and the rows of results.tsv."""
+    """The texts of a report without figures and claims: RESULTS.md, and the rows of results.tsv."""
     runs = read_study(study)
     header, *rows = (line.split("\t") for line in tables.tsv(tables.results(runs)).splitlines())
-    return markdown(runs, curves_of(runs)), [dict(zip(header, row, strict=True)) for row in rows]
+    return page(runs, [], ([], []))[0], [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def write_report(study, *flags):
@@ -122,18 +46,6 @@ def refusal(study, *flags):
         cli.main(["report", str(study), *map(str, flags)])
     assert isinstance(error.value.code, str) and "\n" not in error.value.code
     return error.value.code
-
-
-def table(text, heading):
-    """The first Markdown table under a heading, as a list of dicts."""
-    lines = text[text.index(heading) :].splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
 @pytest.fixture
@@ -159,10 +71,10 @@ def test_losses_of_an_epoch_are_those_of_its_log_lines(tmp_path):
 
 
 def test_points_are_the_train_inner_lines(tmp_path):
-    """Update, learning rate, loss and gradient norm, in the order of updates."""
+    """Update, epochs so far, learning rate, loss and gradient norm, in the order of updates."""
     points = read_run(write_run(tmp_path)).points
     assert [point.update for point in points] == [50, 100, 150, 200, 250, 300]
-    assert points[0][1:] == (0.0005, 8.5, 1.2)
+    assert points[0][1:] == (0.5, 0.0005, 8.5, 1.2)
 
 
 def test_a_resumed_run_replaces_what_came_after_the_checkpoint_it_went_on_from(tmp_path):
@@ -358,14 +270,14 @@ def test_part_of_iwslt14_is_named_in_title_and_table_heading(study):
     """40,653 of the 160,239 pairs that fairseq's preparation makes."""
     text, _ = report(study)
     assert text.startswith("# iwslt14: iwslt14-de-en, 40,653 of 160,239 pairs, preset cpu\n")
-    assert "\n## Runs (40,653 of 160,239 pairs)\n" in text
+    assert "\n## Every run and seed (40,653 of 160,239 pairs)\n" in text
 
 
 @pytest.mark.parametrize("settings", [{"pairs": "160239"}, {"data": "libreoffice-help"}])
 def test_all_pairs_and_other_corpora_are_not_called_a_part(tmp_path, settings):
     """Only a part of IWSLT14 is a part of IWSLT14."""
     write_run(tmp_path, **settings)
-    assert " of 160,239 pairs" not in report(tmp_path)[0].split("## Ours")[0]
+    assert " of 160,239 pairs" not in report(tmp_path)[0]
 
 
 def test_made_up_text_is_called_made_up(tmp_path):
@@ -402,32 +314,49 @@ def test_runs_from_different_machines_are_listed_with_their_values(study):
 def test_settings_that_differ_are_columns_and_the_others_stand_above(study):
     """ln_position differs between the runs, lr does not, max_update does not apply to any."""
     text, _ = report(study)
-    row = table(text, "## Runs")[0]
+    row = table(text, "## Every run and seed")[0]
     assert row["ln_position"] == "post" and "lr" not in row and "max_update" not in row
     assert "Settings of all runs:" in text and "lr 5e-4," in text
 
 
 def test_the_table_says_which_loss_and_which_bleu_it_has(study):
     """Base 2, with smoothing; perplexity is 2 to the nll loss (4.0), BLEU is lower-case by its signature."""
-    row = table(report(study)[0], "## Runs")[0]
+    row = table(report(study)[0], "## Every run and seed")[0]
     assert row["best validation loss (base 2, label-smoothed 0.1)"] == "5.250"
     assert (row["perplexity (2^nll)"], row["BLEU (tokenized, lower-case)"]) == ("16.00", "29.75")
 
 
-def test_signatures_are_listed_under_the_table(study):
-    """Each one once, with the number of test lines."""
+def test_a_figures_numbers_have_their_source(study):
+    """Data, size, test set, preset, seeds, commit, signatures."""
     text, _ = report(study)
-    assert text.count(f"- BLEU: `{BLEU}`") == text.count(f"- sacreBLEU: `{SACREBLEU}`") == 1
-    assert "(6,750 lines)" in text
+    source = text[text.index("Source: ") :].split("\n")[0]
+    facts = ("`iwslt14-de-en`", "40,653 of 160,239 pairs", "6,750 lines", "preset cpu", "seed 1;", "commit 0123abc")
+    assert all(fact in source for fact in (*facts, f"BLEU: `{BLEU}`", f"sacreBLEU: `{SACREBLEU}`"))
 
 
 def test_a_run_not_finished_is_shown_as_such(study):
     """It stands in the table with its epochs so far, and in the warning on top."""
     write_run(study, epochs=EPOCHS[:1], done=False, seed=2)
     text, rows = report(study)
-    row = next(row for row in table(text, "## Runs") if row["seed"] == "2")
+    row = next(row for row in table(text, "## Every run and seed") if row["seed"] == "2")
     assert (row["state"], row["epochs"], row["BLEU (tokenized, lower-case)"]) == ("not finished", "1 of 3", "-")
     assert f"**1 of 3 runs not finished**: {POST} seed 2" in text and rows[1]["state"] == "not finished"
+
+
+def test_another_score_of_the_test_set_stands_in_the_remarks(tmp_path):
+    """Such as that of averaged checkpoints."""
+    path = write_run(tmp_path) / "scores.tsv"
+    path.write_text(path.read_text() + f"3\t300\ttest-average2\t6750\t31.5\t{BLEU}\t30.25\t{SACREBLEU}\taverage2.pt\n")
+    line = f"- {POST} seed 1, test-average2, epoch 3, average2.pt, 6,750 lines: BLEU 31.50, sacreBLEU 30.25\n"
+    assert line in report(tmp_path)[0]
+
+
+def test_the_column_of_bleu_says_what_all_signatures_say(tmp_path):
+    """Lower case, and words taken apart at their hyphens."""
+    path = write_run(tmp_path) / "scores.tsv"
+    path.write_text(path.read_text().replace(BLEU, f"{BLEU}|compounds:split"))
+    row = table(report(tmp_path)[0], "## Every run and seed")[0]
+    assert row["BLEU (tokenized, lower-case, compounds split)"] == "29.75"
 
 
 def test_a_diverged_run_without_scores_is_a_result(study):
@@ -443,12 +372,6 @@ def test_a_diverged_pre_ln_run_is_called_unexpected(tmp_path):
     """Pre-LN needs no warm-up (section 4)."""
     write_run(tmp_path, **PRE_SETTINGS, diverged="7\tMinimum loss scale reached\n")
     assert "**Pre-LN diverged**, which is not expected" in report(tmp_path)[0]
-
-
-def test_a_best_epoch_without_a_test_score_is_remarked(tmp_path):
-    """The column is empty, and the reader is told why."""
-    write_run(tmp_path, epochs=[(6.5, 5.5, 10.0, None)])
-    assert f"{POST} seed 1 has no score on the test set at its best epoch, 1" in report(tmp_path)[0]
 
 
 def test_runs_on_different_data_are_said_not_to_compare(study):
@@ -472,15 +395,29 @@ def test_a_warm_up_as_its_name_says_needs_no_explanation(tmp_path):
 def test_a_cell_with_a_bar_does_not_break_the_table(tmp_path):
     """Every row has as many cells as the header, bars are escaped."""
     write_run(tmp_path, paper_bleu="34 | 35")
-    assert table(report(tmp_path)[0], "## Runs")[0]["paper's BLEU"] == "34 \\| 35"
+    assert table(report(tmp_path)[0], "## Every run and seed")[0]["paper's BLEU"] == "34 \\| 35"
 
 
 def test_wall_time_is_in_hours_and_minutes(study):
     """7,500 seconds."""
-    assert table(report(study)[0], "## Runs")[0]["wall time"] == "2 h 05 min"
+    assert table(report(study)[0], "## Every run and seed")[0]["wall time"] == "2 h 05 min"
 
 
-# -- seeds --
+# -- figure by figure --
+
+
+def test_a_run_stands_in_each_of_its_figures(study):
+    """The baseline is in figures 2 and 4, Pre-LN in 4 only."""
+    text, _ = report(study)
+    figure2, figure4 = (table(text, f"## Figure {number}") for number in (2, 4))
+    assert [row["run"] for row in figure2] == [POST.removeprefix("iwslt14-")]
+    assert [row["position"] for row in figure4] == ["Post-LN", "Pre-LN"]
+
+
+def test_runs_of_no_figure_have_their_own_section(tmp_path):
+    """Such as the quick start's."""
+    write_run(tmp_path, figure="", paper_bleu="")
+    assert table(report(tmp_path)[0], "## Runs that no figure of the paper has")[0]["BLEU (tokenized, lower-case)"] == "29.75"
 
 
 def test_means_over_seeds_have_the_t_interval(tmp_path):
@@ -488,15 +425,15 @@ def test_means_over_seeds_have_the_t_interval(tmp_path):
     for seed, bleu in enumerate((20, 23, 26), 1):
         write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, bleu)], seed=seed)
     half = 4.302652729911275 * 3 / math.sqrt(3)
-    estimate = tables.seed_means(read_study(tmp_path))[0].bleu
+    estimate = tables.means(read_study(tmp_path))[0].bleu
     assert estimate == pytest.approx((23, 23 - half, 23 + half), rel=1e-9)
-    cell = table(report(tmp_path)[0], "## Means over seeds")[0]["BLEU (tokenized, lower-case)"]
+    cell = table(report(tmp_path)[0], "## Figure 2")[0]["BLEU (tokenized, lower-case)"]
     assert cell == f"23.00 ({23 - half:.2f} to {23 + half:.2f})"
 
 
-def test_one_seed_a_run_gives_no_table_of_means(study):
+def test_one_seed_has_no_interval(study):
     """An interval needs two."""
-    assert "## Means over seeds" not in report(study)[0]
+    assert table(report(study)[0], "## Figure 2")[0]["BLEU (tokenized, lower-case)"] == "29.75"
 
 
 def test_seeds_left_out_of_a_mean_are_named(tmp_path):
@@ -504,43 +441,54 @@ def test_seeds_left_out_of_a_mean_are_named(tmp_path):
     write_run(tmp_path)
     write_run(tmp_path, done=False, seed=2)
     write_run(tmp_path, epochs=[], diverged="51\tNan\n", seed=3)
-    row = table(report(tmp_path)[0], "## Means over seeds")[0]
-    assert (row["finished seeds"], row["left out"]) == ("1 of 3", "seed 2 not finished; seed 3 diverged")
+    row = table(report(tmp_path)[0], "## Figure 2")[0]
+    assert (row["seeds"], row["remarks"]) == ("1 of 3", "seed 2 not finished; seed 3 diverged")
     assert row["BLEU (tokenized, lower-case)"] == "29.75"
 
 
-# -- beside the paper --
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({}, "warm-up 1000, then 1/sqrt(t)"),
+        ({"warmup_updates": "1"}, "warm-up 1: 1/sqrt(t)"),
+        (PRE_SETTINGS, "held 2 epochs, then x 0.1 once"),
+        ({"schedule": "no_warmup", "warmup_updates": "", "decay": "none"}, "held, no warm-up"),
+        ({"schedule": "no_warmup", "warmup_updates": "", "decay": "linear"}, "linear to 0"),
+        ({"schedule": "no_warmup", "hold_updates": "300", "decay": "inverse_sqrt"}, "held 300 updates, then 1/sqrt(t)"),
+        ({"schedule": "polynomial_decay", "warmup_updates": "100"}, "polynomial_decay, warm-up 100"),
+    ],
+)
+def test_a_schedule_is_said_in_words(settings, words):
+    """As section 3.2 and 4.1 of the paper would."""
+    assert schedule({**SETTINGS, **settings}) == words
 
 
-def difference(tmp_path, paper, bleu=29.75):
-    """The row of the table beside the paper's."""
-    write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, bleu)], paper_bleu=paper)
-    return table(report(tmp_path)[0], "## Ours beside the paper's")[0]
+def beside(tmp_path, paper, bleu=29.75, **more):
+    """The row beside the paper's number."""
+    write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, bleu)], paper_bleu=paper, **more)
+    return table(report(tmp_path)[0], "## Figure 2")[0]["ours - paper's"]
 
 
-def test_the_difference_to_the_paper_is_signed_and_worded(tmp_path):
+def test_the_difference_to_the_paper_is_signed(tmp_path):
     """29.75 beside about 34."""
-    row = difference(tmp_path, "about 34")
-    assert (row["ours - paper's"], row["in words"]) == ("-4.25", "4.25 BLEU below the paper's")
+    assert beside(tmp_path, "about 34") == "-4.25"
 
 
-def test_a_bound_of_the_paper_is_held_by_a_smaller_number(tmp_path):
+@pytest.mark.parametrize("bleu, words", [(8.46, "+0.01, above its best"), (8.45, "+0.00, not above its best")])
+def test_a_bound_of_the_paper_is_held_by_a_smaller_number(tmp_path, bleu, words):
     """The paper's runs without warm-up reach 8.45 at best."""
-    row = difference(tmp_path, "8.45 at best", 3.45)
-    assert (row["ours - paper's"], row["in words"]) == ("-5.00", "not above the paper's best")
+    assert beside(tmp_path, "8.45 at best", bleu) == words
 
 
-def test_words_of_the_paper_without_a_number_give_no_difference(tmp_path):
-    """Such as "well below Adam"."""
-    row = difference(tmp_path, "well below Adam")
-    assert (row["ours - paper's"], row["in words"]) == ("-", "the paper gives no number")
+@pytest.mark.parametrize("paper", ["well below Adam", "34 to 35"])
+def test_words_of_the_paper_without_one_number_give_no_difference(tmp_path, paper):
+    """The words stand there."""
+    assert beside(tmp_path, paper) == "-"
 
 
 def test_a_run_not_finished_is_not_compared_with_the_paper(tmp_path):
     """Its best epoch may still come."""
-    write_run(tmp_path, done=False)
-    row = table(report(tmp_path)[0], "## Ours beside the paper's")[0]
-    assert (row["ours"], row["in words"]) == ("-", "no finished run with a score")
+    assert beside(tmp_path, "about 34", done=False) == "-"
 
 
 def test_a_smaller_study_is_no_reproduction(study):
@@ -551,21 +499,112 @@ def test_a_smaller_study_is_no_reproduction(study):
 
 
 def test_the_papers_settings_with_all_pairs_are_not_called_different(tmp_path):
-    """Preset paper, 160,239 pairs, 15 epochs."""
+    """Preset paper, 160,239 pairs, 15 epochs, 4096 tokens."""
     write_run(tmp_path, preset="paper", pairs="160239", max_epoch="15")
     assert "No reproduction" not in report(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "settings, phrases",
+    [
+        ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper"}, []),
+        ({"pairs": "3900000", "max_tokens": "131072", "preset": "paper"}, ["3,900,000 of about 4,500,000 pairs"]),
+        ({"pairs": "4500966", "max_tokens": "8192", "preset": "paper"}, ["8,192 tokens an update, the paper 131,072"]),
+    ],
+)
+def test_wmt14_is_held_against_the_papers_size_and_batch(tmp_path, settings, phrases):
+    """About 4.5M pairs, and 8192 tokens on each of 16 GPUs (appendix A.1)."""
+    write_run(tmp_path, data="wmt14-en-de", **settings)
+    assert tables.not_the_papers(read_study(tmp_path)) == phrases
 
 
 def test_a_study_that_the_paper_has_not_is_not_compared(tmp_path):
     """The quick start has no number of the paper."""
     write_run(tmp_path, paper_bleu="")
     text, _ = report(tmp_path)
-    assert "give no BLEU of the paper" in text and "paper's BLEU" not in text
+    assert "paper's BLEU" not in text and "No reproduction" not in text
+
+
+# -- the plan --
+
+PLAN = """# a comment
+study\tfigure\trun\tln_position\toptimizer\tlr\tschedule\twarmup_updates\tdecay\tpaper_bleu
+iwslt14\t4\tiwslt14-pre-adam-lr5e-4-step\tpre\tadam\t5e-4\tno_warmup\t-\tstep\tabout 34
+iwslt14\t2\tiwslt14-post-adam-lr5e-4-warmup500\tpost\tadam\t5e-4\twarmup_inverse_sqrt\t500\t-\t31.16
+iwslt14\t2,4\tiwslt14-post-adam-lr5e-4-warmup4000\tpost\tadam\t5e-4\twarmup_inverse_sqrt\t4000\t-\tabout 34
+other\t-\tother-run\tpre\tadam\t5e-4\tno_warmup\t-\tnone\t-
+"""
+
+
+def planned(study, plan=PLAN):
+    """RESULTS.md with a plan."""
+    (study.parent / "plan.tsv").write_text(plan)
+    write_report(study, "--plan", study.parent / "plan.tsv", "--out", study.parent / "out")
+    return (study.parent / "out" / "RESULTS.md").read_text()
+
+
+def test_runs_of_the_plan_that_are_not_there_are_named(study):
+    """In the warning, in the table of their figure, with the paper's number, and under Missing; not those of other studies."""
+    text = planned(study)
+    assert "**1 of 3 runs of the plan not trained**" in text and "other-run" not in text
+    row = next(row for row in table(text, "## Figure 2") if row["run"] == "post-adam-lr5e-4-warmup500")
+    assert (row["remarks"], row["paper's BLEU"], row["BLEU (tokenized, lower-case)"]) == ("not trained", "31.16", "-")
+    assert "## Missing\n\n- iwslt14-post-adam-lr5e-4-warmup500: not trained\n" in text
+
+
+def test_the_plan_orders_the_runs(study):
+    """Its third row comes after its first, whatever their names."""
+    names = [row["run"] for row in table(planned(study), "## Every run and seed")]
+    assert names == [PRE, POST]
+
+
+def test_a_run_not_finished_or_not_scored_is_missing(study):
+    """Without a plan too."""
+    write_run(study, epochs=EPOCHS[:1], done=False, seed=2)
+    (write_run(study, done=False, seed=3) / "trained").write_text("2026-01-01T00:00:00Z\n")
+    write_run(study, epochs=[(6.5, 5.5, 10.0, None)], seed=4)
+    text, _ = report(study)
+    missing = text[text.index("## Missing") :].split("\n\n")[1].splitlines()
+    assert missing == [
+        f"- {POST} seed 2: 1 of 3 epochs trained",
+        f"- {POST} seed 3: trained, not scored",
+        f"- {POST} seed 4: no score on the test set at its best epoch, 1",
+    ]
+
+
+def test_a_whole_plan_is_said_to_be_whole(study):
+    """All two of its rows are there."""
+    plan = "".join(line for line in PLAN.splitlines(keepends=True) if "warmup500" not in line)
+    assert "Nothing: all 2 runs of the plan are trained and scored." in planned(study, plan)
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        (None, "there is no "),
+        ("study\trun\n", "lacks the columns figure, ln_position"),
+        ("", "lacks the columns study, run"),
+        (PLAN + "iwslt14\t2\n", "line 7: 2 cells for 10 columns"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(study, tmp_path, text, what):
+    """One sentence with the file; nothing is written."""
+    if text is not None:
+        (tmp_path / "plan.tsv").write_text(text)
+    sentence = refusal(study, "--plan", tmp_path / "plan.tsv")
+    assert f"{tmp_path / 'plan.tsv'}" in sentence and what in sentence
+    assert not (study / "RESULTS.md").exists()
+
+
+def test_the_recipes_table_of_runs_is_a_plan(repo_root):
+    """What recipes/common.sh passes: figures 2, 4 and 6 of IWSLT14."""
+    rows = read_plan(repo_root / "recipes" / "runs.tsv", {"iwslt14"})
+    assert {row["figure"] for row in rows} >= {"2", "2,4", "4", "6"}
 
 
 # -- figures --
 
-NAMES = ("valid_loss", "bleu", "learning_rate", "grad_norm_first_update")
+NAMES = ("figure2", "figure2-paper", "figure4", "figure4-paper", "grad_norm_first_update")
 
 
 def test_all_figures_are_written_and_linked(study, capsys):
@@ -576,7 +615,7 @@ def test_all_figures_are_written_and_linked(study, capsys):
     files = {path.name for path in (study / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
     assert all(f"(figures/{name}.png)" in text and f"(figures/{name}.svg)" in text for name in NAMES)
-    assert capsys.readouterr().out == f"{study / 'RESULTS.md'}: 3 runs (1 not finished), 4 figures\n"
+    assert capsys.readouterr().out == f"{study / 'RESULTS.md'}: 3 runs (1 not finished), 5 figures\n"
 
 
 def test_two_reports_are_equal_byte_for_byte_and_change_no_run_folder(study, tmp_path):
@@ -588,24 +627,36 @@ def test_two_reports_are_equal_byte_for_byte_and_change_no_run_folder(study, tmp
         {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}
         for out in ("one", "two")
     )
-    assert one == two and len(one) == 10
+    assert one == two and len(one) == 3 + 2 * len(NAMES)
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
 
 
-def test_a_figure_without_data_is_left_out_and_said_to_be(tmp_path):
-    """An older one, of the study before it was made anew, goes."""
-    write_run(tmp_path / "study", log="", epochs=[], done=False)
+def test_figures_of_the_report_before_go(tmp_path):
+    """Those that its RESULTS.md shows and the new one does not; a file that is not ours stays."""
+    write_run(tmp_path / "study", log="", epochs=[], done=False, paper_bleu="")
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "bleu.png").write_bytes(b"old")
+    for name in ("valid_loss.png", "valid_loss.svg", "mine.png"):
+        (tmp_path / "figures" / name).write_bytes(b"old")
+    (tmp_path / "RESULTS.md").write_text("[SVG](figures/valid_loss.svg)\n\n![loss](figures/valid_loss.png)\n")
     write_report(tmp_path / "study", "--out", tmp_path)
-    assert "no figure: no epoch scored on the subset test1" in (tmp_path / "RESULTS.md").read_text()
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["grad_norm_first_update"] * 2
+    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert files == ["grad_norm_first_update.png", "grad_norm_first_update.svg", "mine.png"]
 
 
 def test_a_run_without_a_curve_is_named_below_the_figure(study):
-    """A diverged run has no epoch, and is not forgotten."""
-    write_run(study, epochs=[], diverged="51\tNan\n", seed=2)
+    """A run that has just begun is not forgotten."""
+    write_run(study, epochs=[], done=False, seed=2)
     assert f"Without a curve (no epoch's end in train.log): {POST} seed 2." in report(study)[0]
+
+
+def test_sgd_has_a_figure_of_its_own(study):
+    """Figure 2 (b): its rates and losses are far from Adam's."""
+    write_run(study, run="iwslt14-post-sgd-lr5e-3-warmup4000", figure="2", optimizer="sgd", lr="5e-3")
+    parts = tables.parts([run for run in read_study(study) if "2" in run.settings["figure"]])
+    assert {part: [run.name for run in runs] for part, runs in parts.items()} == {
+        "Adam": [POST],
+        "SGD": ["iwslt14-post-sgd-lr5e-3-warmup4000"],
+    }
 
 
 def test_the_legend_has_short_names_with_seeds_and_divergence(tmp_path):
@@ -614,6 +665,50 @@ def test_the_legend_has_short_names_with_seeds_and_divergence(tmp_path):
     write_run(tmp_path, seed=2, diverged="301\tNan\n")
     labels = {curve.label for curve in tables.valid_loss_curves(read_study(tmp_path))}
     assert labels == {"post-adam-lr5e-4-warmup4000 (2 seeds, 1 diverged)"}
+
+
+def test_a_divergence_is_marked_where_the_curve_ends(tmp_path):
+    """After update 350, which is epoch 3.5, at the last loss, and with the last rate."""
+    log = "".join(inner(100 * e) + valid(e, 100 * e, loss) for e, loss in enumerate((6.5, 6.0, 7.25), 1)) + inner(350)
+    write_run(tmp_path, log=log, diverged="351\tNan\n")
+    runs = read_study(tmp_path)
+    assert tables.valid_loss_curves(runs)[0].end == (3.5, 7.25)
+    assert tables.learning_rate_curves(runs)[0].end == (3.5, 0.0005)
+
+
+def crosses(axes):
+    """Where the panel has the mark of a divergence."""
+    lines = [line for line in axes.get_lines() if line.get_marker() == plots.DIVERGED_MARK["marker"]]
+    return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
+
+
+def loss_and_rate(runs):
+    """The panels of a figure over the epochs."""
+    panels = {"loss": tables.valid_loss_curves(runs), "learning rate": tables.learning_rate_curves(runs)}
+    return plots.by_epoch(panels, plots.styles([run.name for run in runs]))
+
+
+def test_a_divergence_before_the_first_epochs_end_is_drawn_at_the_upper_edge(study):
+    """Such a run has no loss, but its rate ends there, and the legend explains the cross."""
+    write_run(study, epochs=[], log=inner(50), diverged="51\tNan\n", seed=2)
+    figure = loss_and_rate(read_study(study))
+    assert [crosses(axes) for axes in figure.axes] == [[(0.5, 0.96)], [(0.5, 0.0005)]]
+    assert "where a run diverged" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_rates_stand_below_losses_over_the_same_epochs(study):
+    """The panels share their x axis; update 250 of 100 an epoch is at 2.5."""
+    figure = loss_and_rate(read_study(study))
+    loss, rate = figure.axes
+    assert loss.get_shared_x_axes().joined(loss, rate) and loss.get_position().y0 > rate.get_position().y0
+    assert 2.5 in rate.get_lines()[0].get_xdata() and rate.get_xlabel() == "epoch" and rate.get_yscale() == "log"
+
+
+def test_no_divergence_no_cross(study):
+    """Neither in the panels nor in the legend."""
+    figure = loss_and_rate(read_study(study))
+    assert [crosses(axes) for axes in figure.axes] == [[], []]
+    assert len(figure.legends[0].get_texts()) == 2
 
 
 def test_values_that_are_not_finite_are_no_points_of_a_curve(tmp_path):
@@ -647,21 +742,32 @@ def test_seeds_of_a_run_look_alike_and_have_one_legend_entry(tmp_path):
     """Three thin lines of one style."""
     for seed in (1, 2, 3):
         write_run(tmp_path, seed=seed)
-    runs = read_study(tmp_path)
-    figure = plots.valid_loss(tables.valid_loss_curves(runs), plots.styles([POST]), tables.loss_name(runs))
+    figure = loss_and_rate(read_study(tmp_path))
     lines = figure.axes[0].get_lines()
     assert len(lines) == 3 and len({(line.get_color(), line.get_linestyle()) for line in lines}) == 1
     assert len(figure.legends[0].get_texts()) == 1
 
 
-def test_axes_name_what_they_show(study):
+def test_panels_name_what_they_show(study):
     """The loss with base and smoothing, BLEU with its sentences."""
-    runs = read_study(study)
-    style = plots.styles([POST, PRE])
-    loss = plots.valid_loss(tables.valid_loss_curves(runs), style, tables.loss_name(runs)).axes[0]
-    bleu = plots.bleu(tables.bleu_curves(runs), style, tables.valid500_lines(runs)).axes[0]
-    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "validation loss (base 2, label-smoothed 0.1)")
-    assert bleu.get_ylabel() == "tokenized BLEU, first 500 validation sentences"
+    _, drawings = page(read_study(study), [], ([], []))
+    labels = list(drawings[0].arguments[0])
+    assert labels == [
+        "validation loss\n(base 2, label-smoothed 0.1)",
+        "learning rate",
+        "BLEU, first 500\nvalidation sentences",
+    ]
+
+
+def test_ours_stands_beside_the_papers_bleu(study):
+    """Ours at 29.75 with a bar at the paper's 34; words of the paper without a number are written."""
+    write_run(study, run="iwslt14-post-sgd-lr5e-3-warmup1", figure="2", paper_bleu="just above zero")
+    _, drawings = page(read_study(study), [], ([], []))
+    figure2 = next(drawing for drawing in drawings if drawing.name == "figure2-paper")
+    axes = plots.beside_the_paper(*figure2.arguments, plots.styles([run.name for run in figure2.runs])).axes[0]
+    first = [line.get_xdata()[0] for line in axes.get_lines() if line.get_ydata()[0] == 0]
+    assert sorted(first) == [29.75, 34.0]
+    assert [text.get_text().strip() for text in axes.texts] == ["just above zero"]
 
 
 # -- writing --

@@ -6,19 +6,24 @@ bytes for the same curves. Runs differ in colour, line style and marker, so that
 
 import io
 import itertools
+import math
 from collections import Counter
 
 import matplotlib
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("Agg")
 
 #: Colours from dark to middle grey in lightness (Okabe and Ito's, darkened), line styles, markers: 7 x 4 = 28 runs.
-COLORS = ("#000000", "#0072b2", "#b34700", "#007a5a", "#a0447c", "#7a7a7a", "#2f9bd6")
+COLORS = ("#000000", "#0072b2", "#b34700", "#007a5a", "#a0447c", "#2f9bd6", "#7a7a7a")
 LINES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "h")
+#: The cross where a run diverged, and the paper's value.
+DIVERGED_MARK = {"marker": "x", "markersize": 10, "markeredgewidth": 2.5, "linestyle": "none", "clip_on": False, "zorder": 5}
+PAPER_MARK = {"marker": "|", "markersize": 14, "markeredgewidth": 2.5, "color": "#555555", "linestyle": "none"}
 
 #: What matplotlibrc must not change, and what makes SVG ids the same each time.
 LOOK = {
@@ -36,28 +41,55 @@ def styles(names):
     }
 
 
-def valid_loss(curves, style, loss_name):
-    """Validation loss against the epoch. ``loss_name``: which loss it is, such as "base 2, label-smoothed 0.1"."""
-    return by_epoch(curves, style, f"validation loss ({loss_name})")
+def by_epoch(panels, style):
+    """Panels one below the other over the same epochs: ``{label of the y axis: curves}``, those without curves left out.
 
-
-def bleu(curves, style, lines):
-    """BLEU of the first ``lines`` validation sentences against the epoch."""
-    return by_epoch(curves, style, f"tokenized BLEU, first {lines} validation sentences")
-
-
-def learning_rate(curves, style):
-    """The learning rate against the update; logarithmic, since the rates of Adam and SGD are far apart."""
+    A rate is drawn on a logarithmic axis, since those of Adam and SGD, or of the two readings of no warm-up, are far apart.
+    """
     with look():
-        figure, axes = single()
-        draw(axes, curves, style)
-        axes.set(xlabel="update", ylabel="learning rate")
-        axes.set_yscale("log", nonpositive="mask")  # a linear decay ends at 0
-        legend(figure, [axes])
+        panels = {label: curves for label, curves in panels.items() if curves}
+        figure = Figure(figsize=(7, 1 + 2.4 * len(panels)), layout="constrained")
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
+            draw(axes, curves, style)
+            axes.set_ylabel(label)
+            if label == "learning rate":
+                axes.set_yscale("log", nonpositive="mask")  # a linear decay ends at 0
+        all_axes[-1].set_xlabel("epoch")
+        all_axes[-1].set_xlim(left=0)
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, all_axes)
         return figure
 
 
-def grad_norm_first_update(panels, style, updates):
+def beside_the_paper(rows, style):
+    """BLEU of runs beside the paper's, a line each: ``rows`` of (run, label, ours or None, tables.PaperBleu)."""
+    with look():
+        figure = Figure(figsize=(7, 1 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for y, (run, _, ours, paper) in enumerate(rows):
+            if paper.number is not None:
+                axes.plot(paper.number, y, **PAPER_MARK)
+            else:
+                axes.text(
+                    1, y, f" {paper.words} ", transform=axes.get_yaxis_transform(), ha="right", va="center", color="#555555"
+                )
+            if ours is not None:
+                ends = [[ours.value - ours.low], [ours.high - ours.value]] if ours.low == ours.low else None
+                axes.errorbar(ours.value, y, xerr=ends, capsize=3, **{**style[run], "linestyle": "none"})
+        axes.set_yticks(range(len(rows)), [label for _, label, _, _ in rows])
+        axes.set(xlabel="tokenized BLEU, test set", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
+        figure.legend(*key(), loc="outside lower center", ncols=3)
+        return figure
+
+
+def key():
+    """Handles and labels of the figure beside the paper's."""
+    ours = Line2D([], [], color="black", marker="o", linestyle="none", markerfacecolor="black")
+    return [ours, Line2D([], [], **PAPER_MARK)], ["ours (with 95 % interval over seeds)", "the paper's"]
+
+
+def grad_norm_first_update(panels, updates, style):
     """Gradient norms of W1 and W2 against the layer, a panel each stack and matrix.
 
     ``panels``: ``{(stack, matrix): curves}``; ``updates``: the update numbers that they are of.
@@ -65,7 +97,7 @@ def grad_norm_first_update(panels, style, updates):
     with look():
         stacks, matrices = (sorted({key[i] for key in panels}) for i in (0, 1))
         stacks.sort(key=lambda stack: stack != "encoder")
-        figure = Figure(figsize=(8, 1 + 2.5 * len(stacks)), layout="constrained")
+        figure = Figure(figsize=(7, 0.5 + 2.5 * len(stacks)), layout="constrained")
         grid = figure.subplots(len(stacks), len(matrices), sharey=True, squeeze=False)
         for row, stack in zip(grid, stacks, strict=True):
             for axes, matrix in zip(row, matrices, strict=True):
@@ -75,18 +107,7 @@ def grad_norm_first_update(panels, style, updates):
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel(f"gradient norm, update {' or '.join(map(str, updates))}")
         grid[0, 0].set_ylim(bottom=0)
-        legend(figure, grid.flat, loc="outside lower center", ncols=2)
-        return figure
-
-
-def by_epoch(curves, style, label):
-    """A figure of one panel with the epoch below."""
-    with look():
-        figure, axes = single()
-        draw(axes, curves, style)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend(figure, [axes])
+        legend(figure, grid.flat)
         return figure
 
 
@@ -95,30 +116,37 @@ def look():
     return matplotlib.style.context(["default", LOOK])
 
 
-def single():
-    """A figure with one panel."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    return figure, figure.subplots()
-
-
 def draw(axes, curves, style):
-    """Draw curves; those of one run (its seeds) are thin lines of one style and have one entry in the legend."""
+    """Draw curves; those of one run (its seeds) are thin lines of one style and have one entry in the legend.
+
+    A cross marks where a run diverged: at its last value, or at the upper edge where it has none.
+    """
     seeds, labelled = Counter(curve.run for curve in curves), set()
     for curve in curves:
-        thin = {"linewidth": 0.8, "alpha": 0.7} if seeds[curve.run] > 1 else {"linewidth": 1.5}
+        look = style[curve.run]
+        thin = {"linewidth": 0.9, "alpha": 0.8} if seeds[curve.run] > 1 else {"linewidth": 1.5}
         every = max(1, len(curve.x) // 12)
         label = "_" if curve.run in labelled else curve.label
-        axes.plot(curve.x, curve.y, label=label, markevery=every, markerfacecolor="white", **style[curve.run], **thin)
+        axes.plot(curve.x, curve.y, label=label, markevery=every, markerfacecolor="white", **look, **thin)
         labelled.add(curve.run)
+        if curve.end:
+            x, y = curve.end
+            at = {"transform": axes.get_xaxis_transform()} if y is None else {}
+            axes.plot(x, 0.96 if y is None else y, color=look["color"], **DIVERGED_MARK, **at)
 
 
-def legend(figure, all_axes, loc="outside right upper", ncols=1):
-    """One legend beside the panels, an entry a run."""
+def legend(figure, all_axes):
+    """One legend below the panels, an entry a run, and one for the cross where a run diverged."""
     entries = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc=loc, ncols=ncols, handlelength=4)
+    if any(line.get_marker() == DIVERGED_MARK["marker"] for axes in all_axes for line in axes.get_lines()):
+        entries["where a run diverged"] = Line2D([], [], color="black", **DIVERGED_MARK)
+    ncols = 2 if max(map(len, entries)) <= 45 else 1  # of 7 inches
+    height = 0.2 * math.ceil(len(entries) / ncols)
+    figure.set_figheight(figure.get_figheight() + height)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, handlelength=4)
 
 
 def rendered(figure, kind):

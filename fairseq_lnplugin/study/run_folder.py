@@ -1,8 +1,9 @@
 """Read run folders ``<study>/<run>/seed<k>/``: the contract between the recipes that write them and the report.
 
-A folder holds settings.tsv, environment.json, command.txt, train.log, checkpoints/grad_norm.tsv, scores.tsv,
-wall_seconds, perhaps ``diverged``, and ``done`` once the run is trained and scored. A file that is missing or damaged
-is an error, except for what a run still under way cannot have. Only ``done`` runs are finished.
+A folder holds settings.tsv, environment.json, command.txt, train.log, checkpoints/grad_norm.tsv, scores.tsv, decode/
+(fairseq-generate's output on the test set), wall_seconds, ``trained`` or ``diverged``, and ``done`` once the run is
+trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
+Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`).
 """
 
 import json
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+#: What a plan has at least, by the names of settings.tsv; its values are the paper's, which a preset may shorten.
+PLAN_COLUMNS = ("study", "run", "figure", "ln_position", "optimizer", "lr", "schedule", "warmup_updates")
 #: Names that every settings.tsv has; an empty value means that the setting does not apply.
 SETTINGS = (
     *("study", "run", "figure", "data", "pairs", "preset", "arch", "ln_position", "weight_init", "compute_dtype"),
@@ -41,9 +44,10 @@ class Epoch(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A ``train_inner`` line: update number, learning rate, loss (base 2) and gradient norm, or NaN."""
+    """A ``train_inner`` line: update number, epochs so far (a fraction), learning rate, loss (base 2), gradient norm; or NaN."""
 
     update: int
+    epochs: float
     lr: float
     loss: float
     gnorm: float
@@ -94,6 +98,7 @@ class Run:
     grad_norms: list
     diverged: Divergence | None
     wall_seconds: float | None
+    trained: bool
     done: bool
 
     @property
@@ -145,12 +150,17 @@ def read_study(folder):
         raise RunFolderError(f"there is no folder {folder}; give the folder of a study, such as runs/quickstart")
     if (folder / "settings.tsv").is_file():
         raise RunFolderError(f"{folder} is the folder of one run; give the study's, {folder.parent.parent}")
-    folders = [path for path in folder.glob("*/seed*") if path.is_dir()]
+    folders = [path for path in folder.glob("*/seed*") if path.is_dir() and begun(path)]
     if not folders:
         studies = sorted({str(path.parent.parent) for path in folder.glob("*/*/seed*") if path.is_dir()})
         hint = f"give one of {', '.join(studies)}" if studies else "train some with a recipe, or give a study's folder"
         raise RunFolderError(f"{folder} holds no run folders <run>/seed<k>; {hint}")
     return sorted((read_run(path) for path in folders), key=lambda run: (run.name, run.seed))
+
+
+def begun(folder):
+    """Whether a run's folder holds more than the lock with which its recipe begins."""
+    return any((folder / name).exists() for name in ("settings.tsv", "command.txt", "train.log", "done"))
 
 
 def read_run(folder):
@@ -181,8 +191,32 @@ def read_run(folder):
         grad_norms=read_first_grad_norms(folder / "checkpoints" / "grad_norm.tsv"),
         diverged=diverged,
         wall_seconds=read_wall_seconds(folder / "wall_seconds"),
+        trained=(folder / "trained").is_file() or diverged is not None or done,
         done=done,
     )
+
+
+def read_plan(path, studies):
+    """The rows of a plan that belong to ``studies``, as dicts of texts by column; "-" is an empty cell, # a comment.
+
+    Raises:
+        RunFolderError: there is no such file, it lacks a column of :data:`PLAN_COLUMNS`, or a row has other cells.
+
+    """
+    path = Path(path)
+    text = read(path, required=True, advice="give a table of the study's runs, such as recipes/runs.tsv")
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line and not line.startswith("#")]
+    names = lines[0][1].split("\t") if lines else []
+    missing = [name for name in PLAN_COLUMNS if name not in names]
+    if missing:
+        raise RunFolderError(f"{path} is no plan: its first line lacks the columns {', '.join(missing)}")
+    rows = []
+    for i, line in lines[1:]:
+        cells = line.split("\t")
+        if len(cells) != len(names):
+            raise RunFolderError(f"{path}, line {i}: {len(cells)} cells for {len(names)} columns; one tab between two")
+        rows.append({name: "" if cell == "-" else cell for name, cell in zip(names, cells, strict=True)})
+    return [row for row in rows if row["study"] in studies]
 
 
 def read(path, required, advice=None):
@@ -280,7 +314,7 @@ def read_log(path, required):
             update = int(values["num_updates"])
             points = {key: point for key, point in points.items() if key < update}
             epochs = {key: epoch for key, epoch in epochs.items() if epoch.updates < update}
-            points[update] = Point(update, *(number(values.get(name)) for name in ("lr", "loss", "gnorm")))
+            points[update] = Point(update, *(number(values.get(name)) for name in ("update", "lr", "loss", "gnorm")))
         elif kind == "valid":
             epoch, updates = int(values["epoch"]), int(values["valid_num_updates"])
             points = {key: point for key, point in points.items() if key <= updates}

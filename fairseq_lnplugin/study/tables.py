@@ -1,18 +1,29 @@
-"""From the runs of a study to what is shown: rows of results.tsv, means over seeds, differences to the paper, curves.
+"""From the runs of a study to what is shown: rows of results.tsv, means over seeds, the paper's numbers, curves.
 
 Everything here is numbers and names; report.py words them and plots.py draws them.
 """
 
 import math
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean
 from fairseq_lnplugin.study.run_folder import SETTINGS
 
-#: Training pairs of IWSLT14 De-En as fairseq's prepare-iwslt14.sh makes it.
-IWSLT14_PAIRS = 160_239
-#: Epochs that figures 2 and 4 of the paper show.
+
+class Corpus(NamedTuple):
+    """A corpus of the paper as it uses it (appendix A.1). ``pairs``: for training; ``tokens``: of an update."""
+
+    name: str
+    pairs: int
+    exact: bool
+    tokens: int
+
+
+#: IWSLT14's pairs are those of fairseq's prepare-iwslt14.sh; of WMT14 the paper says "about 4.5M".
+CORPORA = (Corpus("iwslt14", 160_239, True, 4096), Corpus("wmt14", 4_500_000, False, 8192 * 16))
+#: Epochs that figures 2 and 4 of the paper show for IWSLT14.
 PAPER_EPOCHS = 15
 #: Subsets of scores.tsv: the test set, and the first 500 validation sentences (fairseq's second --testpref).
 TEST, VALID500 = "test", "test1"
@@ -116,94 +127,143 @@ def by_name(runs):
     return groups
 
 
-def bleu(run):
-    """Tokenized BLEU on the test set at the epoch of the best validation loss, or None."""
-    score = run.score(run.best, TEST)
-    return score and score.bleu
+@dataclass(frozen=True)
+class RunMean:
+    """All seeds of a run, and means over those that are finished, with 95 % t-intervals; None where no seed has the number.
 
-
-class SeedMean(NamedTuple):
-    """A run's means over its finished seeds, each None where no seed has the number. ``count``: seeds with a loss."""
+    ``runs``: all; ``used``: finished with a finite validation loss; ``left_out`` names the others with their states.
+    """
 
     name: str
-    seeds: int
-    count: int
+    runs: list
+    used: list
     left_out: list
     valid_loss: Estimate | None
     bleu: Estimate | None
     sacrebleu: Estimate | None
 
+    @property
+    def settings(self):
+        """Those of the first seed."""
+        return self.runs[0].settings
 
-def seed_means(runs):
-    """A :class:`SeedMean` for each run that has several seeds, with 95 % t-intervals.
+    @property
+    def short_name(self):
+        """The name without the study's."""
+        return self.runs[0].short_name
 
-    ``left_out`` names the seeds that give no number: not finished, or diverged before the first epoch's end.
-    """
-    means = []
+    @property
+    def diverged(self):
+        """The seeds that diverged."""
+        return [run for run in self.runs if run.diverged]
+
+    @property
+    def finished(self):
+        """Whether a seed is, be it by divergence."""
+        return any(run.done for run in self.runs)
+
+
+def means(runs):
+    """A :class:`RunMean` for each run, in the order of ``runs``."""
+    rows = []
     for name, group in by_name(runs).items():
         used = [run for run in group if run.done and run.best and math.isfinite(run.best.valid_loss)]
         scores = [score for score in (run.score(run.best, TEST) for run in used) if score]
-        if len(group) > 1:
-            left_out = [f"seed {run.seed} {state(run)}" for run in group if run not in used]
-            means.append(
-                SeedMean(
-                    *(name, len(group), len(used), left_out),
-                    mean([run.best.valid_loss for run in used]) if used else None,
-                    mean([score.bleu for score in scores]) if scores else None,
-                    mean([score.sacrebleu for score in scores]) if scores else None,
-                )
+        rows.append(
+            RunMean(
+                *(name, group, used, [f"seed {run.seed} {state(run)}" for run in group if run not in used]),
+                mean([run.best.valid_loss for run in used]) if used else None,
+                mean([score.bleu for score in scores]) if scores else None,
+                mean([score.sacrebleu for score in scores]) if scores else None,
             )
-    return means
+        )
+    return rows
 
 
-class Difference(NamedTuple):
-    """Our BLEU beside the paper's. ``paper``: its words; ``difference``: ours minus its number, None without one.
+class PaperBleu(NamedTuple):
+    """What the paper's text says of a run: its ``words``, their one ``number`` or None, and whether that is an upper bound."""
 
-    ``bound``: the paper's number is the best of several runs, so a smaller one agrees with it.
-    """
-
-    name: str
-    seeds: int
-    ours: float | None
-    paper: str
-    difference: float | None
+    words: str
+    number: float | None
     bound: bool
 
 
-def differences(runs):
-    """A :class:`Difference` for each run of which the paper's text gives a BLEU; ours: mean over finished seeds."""
-    rows = []
-    for name, group in by_name(runs).items():
-        paper = group[0].settings.get("paper_bleu", "")
-        if paper:
-            scores = [score for score in (bleu(run) for run in group if run.done) if score is not None]
-            ours = mean(scores).value if scores else None
-            numbers = re.findall(r"\d+(?:\.\d+)?", paper)
-            known = ours is not None and len(numbers) == 1
-            difference = ours - float(numbers[0]) if known else None
-            rows.append(Difference(name, len(scores), ours, paper, difference, "at best" in paper))
-    return rows
+def paper_bleu(settings):
+    """The :class:`PaperBleu` of a run or a row of a plan, or None where the paper says nothing."""
+    words = settings.get("paper_bleu", "")
+    numbers = re.findall(r"\d+(?:\.\d+)?", words)
+    return PaperBleu(words, float(numbers[0]) if len(numbers) == 1 else None, "at best" in words) if words else None
+
+
+class Section(NamedTuple):
+    """A figure of the paper ("" for none): its runs, and the rows of the plan of which there is no run folder."""
+
+    figure: str
+    runs: list
+    absent: list
+
+
+def sections(runs, plan):
+    """A :class:`Section` for each figure of the paper, in order, and one for all other runs."""
+    missing = absent(runs, plan)
+    figures = {figure for settings in [*(run.settings for run in runs), *missing] for figure in figures_of(settings)}
+    return [
+        Section(
+            figure,
+            [run for run in runs if figure in figures_of(run.settings)],
+            [row for row in missing if figure in figures_of(row)],
+        )
+        for figure in sorted(figures, key=lambda figure: (figure == "", figure))
+    ]
+
+
+def absent(runs, plan):
+    """The rows of the plan of which there is no run folder."""
+    names = {run.name for run in runs}
+    return [row for row in plan if row["run"] not in names]
+
+
+def figures_of(settings):
+    """The figures of the paper that a run or a row of a plan belongs to; [""] for none."""
+    return [figure.strip() for figure in settings["figure"].split(",")]
+
+
+def parts(runs):
+    """Runs by the part of a figure that shows them: ``{"": runs}``, or SGD's apart, whose rates and losses are far off."""
+    groups = {}
+    for run in runs:
+        groups.setdefault("SGD" if run.settings["optimizer"] == "sgd" else "Adam", []).append(run)
+    return groups if len(groups) > 1 else {"": runs}
 
 
 def not_the_papers(runs):
     """What makes these runs another experiment than the paper's, as a list of phrases; [] for none."""
     phrases = {}
     for settings in (run.settings for run in runs):
-        if not is_iwslt14(settings):
+        known = corpus(settings)
+        if known is None:
             phrases[f"other data ({settings['data'] or 'unknown'})"] = True
-        elif pairs(settings) != IWSLT14_PAIRS:
-            phrases[f"{pairs_text([settings])}"] = True
+        elif is_part(settings):
+            phrases[pairs_text([settings])] = True
         if settings["preset"] != "paper":
             phrases[f"preset {settings['preset']} ({settings['arch']})"] = True
-        epochs = settings.get("max_epoch", "")
-        if epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
+        tokens, epochs = settings.get("max_tokens", ""), settings.get("max_epoch", "")
+        if known and tokens.isdecimal() and int(tokens) != known.tokens:
+            phrases[f"{int(tokens):,} tokens an update, the paper {known.tokens:,}"] = True
+        if known and known.exact and epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
             phrases[f"at most {epochs} epochs, the paper {PAPER_EPOCHS}"] = True
     return list(phrases)
 
 
-def is_iwslt14(settings):
-    """Whether the corpus is IWSLT14 or a part of it."""
-    return settings["data"].startswith("iwslt14")
+def corpus(settings):
+    """The paper's :class:`Corpus` that a run's data is, or is a part of; None for other data."""
+    return next((known for known in CORPORA if settings["data"].startswith(known.name)), None)
+
+
+def is_part(settings):
+    """Whether the training pairs are not all of the paper's corpus; where its number is "about", up to a tenth may lack."""
+    known, count = corpus(settings), pairs(settings)
+    return known is not None and count != known.pairs and (known.exact or count is None or count < 0.9 * known.pairs)
 
 
 def pairs(settings):
@@ -212,13 +272,16 @@ def pairs(settings):
 
 
 def pairs_text(several):
-    """``40,653 of 160,239 pairs``: of how many training pairs these settings are, and of how many for IWSLT14."""
+    """``40,653 of 160,239 pairs``: of how many training pairs these settings are, and of how many in the paper."""
     counts = sorted({pairs(settings) for settings in several if pairs(settings) is not None})
     if not counts:
         return "an unknown number of pairs"
     shown = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    part = all(is_iwslt14(settings) for settings in several) and counts[0] < IWSLT14_PAIRS
-    return f"{shown} of {IWSLT14_PAIRS:,} pairs" if part else f"{shown} pairs"
+    wholes = {corpus(settings) for settings in several}
+    if len(wholes) == 1 and any(map(is_part, several)):
+        whole = wholes.pop()
+        return f"{shown} of {'' if whole.exact else 'about '}{whole.pairs:,} pairs"
+    return f"{shown} pairs"
 
 
 def made_up(settings):
@@ -229,6 +292,8 @@ def made_up(settings):
 def loss_name(runs):
     """``base 2, label-smoothed 0.1``: which loss fairseq's validation loss is."""
     values = {run.settings.get("label_smoothing", "") for run in runs}
+    if not values:
+        return "base 2"
     if len(values) > 1:
         return "base 2, label-smoothed as label_smoothing says"
     value = values.pop()
@@ -236,12 +301,16 @@ def loss_name(runs):
 
 
 class Curve(NamedTuple):
-    """A line of a figure. ``run``: the name that its style belongs to, which seeds share; ``label``: for the legend."""
+    """A line of a figure. ``run``: the name that its style belongs to, which seeds share; ``label``: for the legend.
+
+    ``end``: where a diverged run ended, ``(x, last y)``, the y None where it has no point; None for a run that did not.
+    """
 
     run: str
     label: str
     x: list
     y: list
+    end: tuple | None = None
 
 
 def valid_loss_curves(runs):
@@ -255,25 +324,38 @@ def bleu_curves(runs):
 
 
 def learning_rate_curves(runs):
-    """The learning rate against the update, as logged."""
-    return curves(runs, lambda run: [(point.update, point.lr) for point in run.points])
+    """The learning rate, as logged, against the epochs so far."""
+    return curves(runs, lambda run: [(point.epochs, point.lr) for point in run.points])
 
 
 def curves(runs, points):
-    """A :class:`Curve` for each run and seed with a finite point; ``points(run)`` gives the pairs (x, y)."""
+    """A :class:`Curve` for each run and seed with a finite point or a divergence; ``points(run)`` gives the pairs (x, y)."""
     result = []
     groups = by_name(runs)
     for run in runs:
-        finite = [(x, y) for x, y in points(run) if math.isfinite(y)]
-        group = groups[run.name]
-        remarks = [f"{len(group)} seeds"] if len(group) > 1 else []
-        diverged = sum(other.diverged is not None for other in group)
-        if diverged:
-            remarks.append("diverged" if diverged == len(group) else f"{diverged} diverged")
-        if finite:
-            label = run.short_name + (f" ({', '.join(remarks)})" if remarks else "")
-            result.append(Curve(run.name, label, [x for x, _ in finite], [y for _, y in finite]))
+        finite = [(x, y) for x, y in points(run) if math.isfinite(x) and math.isfinite(y)]
+        end = (epochs_so_far(run), finite[-1][1] if finite else None) if run.diverged else None
+        if finite or end:
+            label = legend_label(run.short_name, groups[run.name])
+            result.append(Curve(run.name, label, [x for x, _ in finite], [y for _, y in finite], end))
     return result
+
+
+def legend_label(name, group):
+    """A run's name with its number of seeds and what diverged."""
+    diverged = [run.diverged.update for run in group if run.diverged]
+    remarks = [f"{len(group)} seeds"] if len(group) > 1 else []
+    if diverged and len(diverged) == len(group):
+        remarks.append(f"diverged at update {' and '.join(map(str, sorted(set(diverged))))}")
+    elif diverged:
+        remarks.append(f"{len(diverged)} diverged")
+    return name + (f" ({', '.join(remarks)})" if remarks else "")
+
+
+def epochs_so_far(run):
+    """How many epochs the log tells of, with a fraction."""
+    last = [point.epochs for point in run.points[-1:] if math.isfinite(point.epochs)]
+    return max([*last, run.last.epoch if run.last else 0])
 
 
 def grad_norm_curves(runs):

@@ -1,0 +1,382 @@
+"""The paper's claims about translation (figures 2, 4 and 6) and what the runs of a study say of each.
+
+A rule is a pure function of numbers that gives a verdict; a claim picks the runs that its rule needs by their settings,
+never by their names. Scores are tokenized BLEU on the test set at the epoch of the best validation loss, means over
+finished seeds; a run that diverged before its first score counts as 0. Losses are validation losses in base 2.
+"""
+
+import itertools
+import math
+from collections import Counter
+from typing import NamedTuple
+
+from fairseq_lnplugin.study.wording import distinct, interval, position
+
+HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said yet"
+
+#: BLEU below which a model has not learned to translate, so that nothing can be measured against it; the paper's failed
+#: runs have 2.77 and 8.45.
+LEARNED = 5.0
+#: "Far below" another run: at most this share of its BLEU. The paper's pairs are 8.45 of 34 and 2.77 of 34.
+FAR = 0.5
+#: "The same level": this many BLEU apart, more than seeds of one setting differ by; up to WIDE it is one in part.
+CLOSE, WIDE = 1.0, 3.0
+#: BLEU that is "just above zero".
+ZERO = 1.0
+#: "Faster": the other's best loss within this share of its epochs. The paper: the 9th checkpoint against the 15th, 0.6.
+FASTER = 2 / 3
+#: Losses (base 2) that differ by less are alike; one is "far better" that is lower by LOSS_FAR, 30 % less perplexity.
+LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
+
+RULES = (
+    f"*far below*: at most {FAR:g} of the other's BLEU; *costs*: more than {CLOSE:g} BLEU; *the same level*: not more than "
+    f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g}; *just above "
+    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far better* and "
+    f"*worse*: a validation loss lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below "
+    f"{LEARNED:g} BLEU."
+)
+
+
+# -- Rules --
+
+
+def far_below(bleu, reference):
+    """At most :data:`FAR` of the reference's BLEU; in part: more than :data:`CLOSE` below it."""
+    if reference < LEARNED:
+        return UNKNOWN
+    if bleu <= FAR * reference:
+        return HOLDS
+    return IN_PART if bleu < reference - CLOSE else FAILS
+
+
+def below(bleu, reference):
+    """More than :data:`CLOSE` below the reference; in part: below it at all."""
+    if reference < LEARNED:
+        return UNKNOWN
+    if bleu < reference - CLOSE:
+        return HOLDS
+    return IN_PART if bleu < reference else FAILS
+
+
+def same_level(bleu, reference):
+    """Not more than :data:`CLOSE` below the reference, in part :data:`WIDE`; being ahead is no fault."""
+    if reference < LEARNED:
+        return UNKNOWN
+    return HOLDS if bleu >= reference - CLOSE else IN_PART if bleu >= reference - WIDE else FAILS
+
+
+def little_difference(bleu, reference):
+    """At most :data:`CLOSE` apart, in part :data:`WIDE`, whichever is ahead."""
+    if max(bleu, reference) < LEARNED:
+        return UNKNOWN
+    apart = abs(bleu - reference)
+    return HOLDS if apart <= CLOSE else IN_PART if apart <= WIDE else FAILS
+
+
+def just_above_zero(bleu):
+    """At most :data:`ZERO` BLEU; in part: below :data:`LEARNED`."""
+    return HOLDS if bleu <= ZERO else IN_PART if bleu < LEARNED else FAILS
+
+
+def faster(epoch, reference_epoch):
+    """The reference's best loss, of ``reference_epoch``, at the latest at :data:`FASTER` of that; in part: earlier.
+
+    ``epoch``: the first one with a loss as good, or None.
+    """
+    if epoch is None or epoch >= reference_epoch:
+        return FAILS
+    return HOLDS if epoch <= FASTER * reference_epoch else IN_PART
+
+
+def lower(loss, reference, by):
+    """A loss at least ``by`` below the reference; in part: below it at all."""
+    return HOLDS if loss <= reference - by else IN_PART if loss < reference else FAILS
+
+
+def either(verdicts):
+    """The verdict of comparisons that repeat one another, such as at two learning rates: of those that can be made."""
+    return every([verdict for verdict in verdicts if verdict != UNKNOWN])
+
+
+def every(verdicts):
+    """The verdict of the parts of a statement, which all have to be known."""
+    if not verdicts or UNKNOWN in verdicts:
+        return UNKNOWN
+    return verdicts[0] if len(set(verdicts)) == 1 else IN_PART
+
+
+# -- Which runs --
+
+
+class Kind(NamedTuple):
+    """What a claim says of a run; ``start``: "warm-up", "short warm-up", "none" or "low rate"."""
+
+    ln_position: str
+    optimizer: str
+    start: str
+
+    @property
+    def words(self):
+        """For a sentence."""
+        start = {"none": "without warm-up", "low rate": "at a fixed low rate"}.get(self.start, f"with {self.start}")
+        name = {"adam": "Adam", "radam": "RAdam", "sgd": "SGD"}.get(self.optimizer, self.optimizer)
+        return f"{position({'ln_position': self.ln_position})}, {name}, {start}"
+
+
+WARM, SHORT = Kind("post", "adam", "warm-up"), Kind("post", "adam", "short warm-up")
+COLD, LOW = Kind("post", "adam", "none"), Kind("post", "adam", "low rate")
+SGD_WARM, SGD_COLD = Kind("post", "sgd", "warm-up"), Kind("post", "sgd", "none")
+PRE, PRE_RADAM, RADAM = Kind("pre", "adam", "none"), Kind("pre", "radam", "none"), Kind("post", "radam", "none")
+
+#: Runs that differ in one of these are of different experiments, and are not set against each other.
+EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "weight_decay", "label_smoothing", "max_tokens")
+
+
+class Evidence:
+    """The runs of a study by :class:`Kind` and learning rate.
+
+    ``means``: tables.RunMean of each run. ``plan``: rows of a plan, by which runs that are not there are named; of a run
+    that it has, its warm-up counts, since a preset may have scaled the run's own. ``left_out``: names of the runs that
+    belong to a smaller experiment than most do.
+    """
+
+    def __init__(self, means, plan):
+        experiments = {row.name: tuple(row.settings.get(name) for name in EXPERIMENT) for row in means}
+        common = Counter(experiments.values()).most_common(1)[0][0]
+        self.left_out = [name for name, experiment in experiments.items() if experiment != common]
+        self.means = {row.name: row for row in means if row.name not in self.left_out}
+        self.settings = {name: row.settings for name, row in self.means.items()}
+        self.settings |= {row["run"]: row for row in plan if row["run"] not in self.left_out}
+        warmed = [row for row in self.settings.values() if start(row) == "warm-up"]
+        self.longest = {}
+        for row in warmed:
+            alike = model(row)
+            self.longest[alike] = max(self.longest.get(alike, 0), int(row["warmup_updates"]))
+        self.lowest = min((float(row["lr"]) for row in warmed if model(row) == ("post", "adam")), default=0.0)
+
+    def kind(self, name):
+        """The :class:`Kind` of a run or a row of the plan."""
+        row = self.settings[name]
+        how = start(row)
+        if how == "warm-up" and int(row["warmup_updates"]) < self.longest[model(row)]:
+            how = "short warm-up"
+        fixed = row["schedule"] == "no_warmup" and row.get("decay") in ("", "none", None)
+        if fixed and model(row) == ("post", "adam") and float(row["lr"]) < self.lowest:
+            how = "low rate"
+        return Kind(row["ln_position"], row["optimizer"], how)
+
+    def names(self, kind, rate=None):
+        """The runs and rows of a kind, at one learning rate if it is given."""
+        names = [name for name in self.settings if self.kind(name) == kind]
+        return [name for name in names if rate is None or float(self.settings[name]["lr"]) == rate]
+
+    def rates(self, *kinds):
+        """The learning rates of these kinds, in order."""
+        return sorted({float(self.settings[name]["lr"]) for kind in kinds for name in self.names(kind)})
+
+    def known(self, kind, rate=None):
+        """The means of the finished runs of a kind that have a score, or a divergence in the place of one."""
+        rows = [self.means[name] for name in self.names(kind, rate) if name in self.means]
+        return [row for row in rows if bleu(row) is not None]
+
+    def lacking(self, kind, rate=None):
+        """The runs and rows of a kind that are not known yet, or words for a kind that has none; [] for nothing."""
+        known = {row.name for row in self.known(kind, rate)}
+        missing = [name for name in self.names(kind, rate) if name not in known]
+        return missing or ([] if known else [kind.words + ("" if rate is None else f" at lr {rate:g}")])
+
+    def short(self, name):
+        """A run's name without its study's."""
+        return name.removeprefix(f"{self.settings[name]['study']}-")
+
+
+def model(settings):
+    """LN position and optimizer."""
+    return settings["ln_position"], settings["optimizer"]
+
+
+def start(settings):
+    """``warm-up`` or ``none``, from the settings of a run or a row of a plan; T_warmup = 1 is none (section 3)."""
+    return "none" if settings["schedule"] == "no_warmup" or settings["warmup_updates"] in ("", "0", "1") else "warm-up"
+
+
+def bleu(row):
+    """BLEU of a tables.RunMean; 0 where its finished seeds diverged before any score, None where it has no number."""
+    if row.bleu is not None:
+        return row.bleu.value
+    return 0.0 if any(run.done for run in row.diverged) else None
+
+
+def losses(row):
+    """Validation loss by epoch, means over the used seeds, for the epochs that all of them have."""
+    by_seed = [{epoch.epoch: epoch.valid_loss for epoch in run.epochs} for run in row.used]
+    epochs = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    return {epoch: math.fsum(seed[epoch] for seed in by_seed) / len(by_seed) for epoch in epochs}
+
+
+# -- Claims --
+
+
+class Part(NamedTuple):
+    """One comparison: its verdict, our numbers in words, the pair of runs that a test may compare, and what is lacking."""
+
+    verdict: str
+    words: str = ""
+    pair: tuple | None = None
+    lacking: tuple = ()
+
+
+class Claim(NamedTuple):
+    """A statement of the paper with its figure; ``words``: our numbers; ``pairs``: runs compared; ``lacking``: not yet run."""
+
+    figure: str
+    statement: str
+    verdict: str
+    words: list
+    pairs: list
+    lacking: list
+
+
+#: Claims that set one kind of run against another at each learning rate: figure, statement, both kinds, and the rule.
+AT_EACH_RATE = (
+    (
+        "2",
+        "Post-LN with Adam needs a warm-up: without, it stays far below (8.45 BLEU at best, about 34 with warm-up).",
+        *(COLD, WARM, far_below),
+    ),
+    (
+        "4",
+        "Pre-LN without warm-up reaches the level of Post-LN with warm-up (both about 34 BLEU on IWSLT14).",
+        *(PRE, WARM, same_level),
+    ),
+    (
+        "4",
+        "Pre-LN converges faster: on IWSLT14 its 9th checkpoint is about as good as Post-LN's 15th.",
+        *(PRE, WARM, faster),
+    ),
+    ("4", "RAdam trains Post-LN without warm-up, to the level of Adam with warm-up.", RADAM, WARM, same_level),
+    ("4", "On Pre-LN, RAdam makes little difference to Adam.", PRE_RADAM, PRE, little_difference),
+)
+
+
+def claims(means, plan):
+    """A :class:`Claim` for each of the paper's that these runs, or the rows of the plan, can speak to, by figure."""
+    evidence = Evidence(means, plan)
+    found = [
+        claim(figure, statement, [part for rate in evidence.rates(kind) for part in compared(evidence, kind, other, rule, rate)])
+        for figure, statement, kind, other, rule in AT_EACH_RATE
+        if evidence.names(kind)
+    ]
+    found += [made for judge in (depends_on_length, needs_adam, low_rate) if (made := judge(evidence))]
+    return sorted(found, key=lambda claim: claim.figure)
+
+
+def claim(figure, statement, *groups):
+    """The claim that all groups of parts together decide, each by the comparisons in it that can be made."""
+    parts = [part for group in groups for part in group]
+    return Claim(
+        *(figure, statement, every([either([part.verdict for part in group]) for group in groups])),
+        [part.words for part in parts if part.words],
+        distinct(part.pair for part in parts if part.pair),
+        distinct(name for part in parts for name in part.lacking),
+    )
+
+
+def depends_on_length(evidence):
+    """Figure 2, section 3.2."""
+    if evidence.names(SHORT):
+        rates = evidence.rates(SHORT)
+        high = compared(evidence, SHORT, WARM, far_below, rates[-1])
+        return claim(
+            "2",
+            "Post-LN depends on the length of the warm-up: T_warmup 500 instead of 4000 costs 3 BLEU at lr 5e-4 (31.16) and "
+            "nearly all at 1e-3 (2.77).",
+            compared(evidence, SHORT, WARM, below, rates[0]),
+            high if len(rates) > 1 else [Part(UNKNOWN, lacking=(f"{SHORT.words} at a higher rate",))],
+        )
+
+
+def needs_adam(evidence):
+    """Figure 2, section 3.2."""
+    if evidence.names(SGD_WARM) or evidence.names(SGD_COLD):
+        best = max(evidence.known(WARM), key=bleu, default=None)
+        warm = [Part(UNKNOWN, lacking=tuple(evidence.lacking(SGD_WARM) + evidence.lacking(WARM)))]
+        warm += [comparison(evidence, row, best, far_below) for row in evidence.known(SGD_WARM) if best]
+        cold = [Part(just_above_zero(bleu(row)), f"{evidence.short(row.name)} {score(row)}") for row in evidence.known(SGD_COLD)]
+        cold.append(Part(UNKNOWN, lacking=tuple(evidence.lacking(SGD_COLD))))
+        return claim(
+            "2",
+            "SGD does not replace Adam: Post-LN with SGD is far below Adam with warm-up, and just above zero without.",
+            *(warm, cold),
+        )
+
+
+def low_rate(evidence):
+    """Figure 6, appendix H."""
+    if evidence.names(LOW):
+        parts = [loss_below(evidence, LOW, COLD, LOSS_FAR), loss_below(evidence, WARM, LOW, LOSS_CLOSE)]
+        if max(map(bleu, evidence.known(WARM)), default=LEARNED) < LEARNED:
+            parts = [part._replace(verdict=UNKNOWN) for part in parts]
+        return claim(
+            "6",
+            "Post-LN at a fixed low rate (1e-4) without warm-up is far better than at a large rate without warm-up, and worse "
+            "than with warm-up (validation loss about 4.3 after 27 epochs).",
+            *([part] for part in parts),
+        )
+
+
+# -- Comparisons --
+
+
+def compared(evidence, kind, reference, rule, rate):
+    """A part for each finished run of a kind against each of the reference kind at one learning rate, and one of what is lacking.
+
+    ``rule``: a function of both BLEU scores, or :func:`faster`, which is about validation losses.
+    """
+    judge = speed if rule is faster else comparison
+    pairs = itertools.product(evidence.known(kind, rate), evidence.known(reference, rate))
+    lacking = Part(UNKNOWN, lacking=tuple(evidence.lacking(kind, rate) + evidence.lacking(reference, rate)))
+    return [*(judge(evidence, row, other, rule) for row, other in pairs), lacking]
+
+
+def comparison(evidence, row, other, rule):
+    """A part of two runs' BLEU."""
+    words = f"{evidence.short(row.name)} {score(row)} against {evidence.short(other.name)} {score(other)}"
+    return Part(rule(bleu(row), bleu(other)), words, (row.name, other.name))
+
+
+def speed(evidence, row, other, rule):
+    """A part of when one run has the other's best validation loss; ``rule`` of both epochs."""
+    if not losses(other):
+        return Part(UNKNOWN, f"{evidence.short(other.name)} diverged before its first validation")
+    best = min(losses(other), key=losses(other).get)
+    epoch = next((epoch for epoch, loss in losses(row).items() if loss <= losses(other)[best]), None)
+    reached = f"reaches it in epoch {epoch}" if epoch else f"has not reached it by epoch {max(losses(row), default=0)}"
+    words = (
+        f"{evidence.short(other.name)} has its best loss, {losses(other)[best]:.3f}, in epoch {best}; "
+        f"{evidence.short(row.name)} {reached}"
+    )
+    return Part(UNKNOWN if bleu(other) < LEARNED else rule(epoch, best), words)
+
+
+def loss_below(evidence, kind, reference, by):
+    """A part of the best validation losses of two kinds, at whatever rate each has its best run; ``by``: as :func:`lower` has."""
+    known = [evidence.known(each) for each in (kind, reference)]
+    lacking = tuple(evidence.lacking(kind) + evidence.lacking(reference))
+    if not all(known):
+        return Part(UNKNOWN, lacking=lacking)
+    row, other = (min(rows, key=best_loss) for rows in known)
+    words = " and ".join(f"{evidence.short(each.name)} {best_loss(each):.3f}" for each in (row, other))
+    return Part(lower(best_loss(row), best_loss(other), by), f"best validation loss of {words}", lacking=lacking)
+
+
+def best_loss(row):
+    """The mean of the seeds' best validation losses; infinite where none has one."""
+    return row.valid_loss.value if row.valid_loss else math.inf
+
+
+def score(row):
+    """BLEU in words, with interval and seeds where there are several."""
+    if row.bleu is None:
+        return "diverged before any score"
+    return interval(row.bleu, 2) + (f" over {len(row.used)} seeds" if len(row.used) > 1 else "")
