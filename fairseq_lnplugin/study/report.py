@@ -47,6 +47,12 @@ def run(args):
     """
     try:
         runs = read_study(args.runs)
+        if all(run.settings["study"] == "bert" for run in runs):
+            from fairseq_lnplugin.study import bert  # which words its report with what is here
+
+            write(Path(args.out or args.runs), bert.files(runs))
+            print(f"{Path(args.out or args.runs) / 'RESULTS.md'}: {count(len(runs), 'run')} of figure 5")
+            return
         curves = curves_of(runs)
         files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
         files |= draw(runs, curves)
