@@ -194,7 +194,7 @@ def test_a_second_run_does_nothing_and_another_vocabulary_is_refused(text):
         (b"One document.\nOf two lines.\n", "is a single document"),
         (b"Good.\n\ncaf\xe9\n", "line 3: not UTF-8"),
         (b"word " * 2_000_000, "line 1: longer than 1,000,000 bytes"),
-        (b"One.\n\nTwo.\n", "no vocabulary of 32,000 subwords"),
+        (b"One.\n\nTwo.\n", "no vocabulary of 32,000 subwords can be learned on this text (it has 13 at most)"),
     ],
 )
 def test_bad_text_is_refused_in_one_sentence_and_leaves_nothing(content, words, tmp_path):

@@ -69,7 +69,7 @@ class Finetuning(NamedTuple):
 
         Accuracy and F1 together tell: with accuracy p and F1 2p / (1 + p), p the share of class 1, no row of class 1 is
         missed and every row of class 0 is wrong; and an F1 of 0 with accuracy 1 - p has no row of class 1 right and none
-        of class 0 wrong.
+        of class 0 wrong. fairseq logs one decimal, so that one or two rows of each class may be answered otherwise.
         """
         for answer in (0, 1):
             accuracy, f1 = constant(self.rows, answer)
@@ -541,7 +541,7 @@ def one_answer_for_all(finetunings):
     if not finetunings:
         return ""
     stuck = [item for item in finetunings if item.one_answer is not None]
-    text = f"{len(stuck)} of {len(finetunings)} fine-tunings give the same answer for every row of dev"
+    text = f"{len(stuck)} of {len(finetunings)} fine-tunings give the same answer for every row of dev, as far as scores with one decimal tell"
     groups = {}
     for item in stuck:
         kind = "the majority class" if item.one_answer == majority(item.rows) else "the minority class"

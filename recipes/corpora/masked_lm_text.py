@@ -218,8 +218,11 @@ class Subwords:
         return [self.processor.id_to_piece(i) for i in range(len(self.processor)) if not self.processor.is_unknown(i)]
 
 
-def learn(texts: Iterator[str], vocabulary: int) -> bytes:
-    """A sentencepiece BPE model of `vocabulary` subwords, the unknown one among them; text is lower-cased (NFKC_CF)."""
+def learn(texts: Iterator[str], vocabulary: int, name: str) -> bytes:
+    """A sentencepiece BPE model of `vocabulary` subwords, the unknown one among them; text is lower-cased (NFKC_CF).
+
+    `name`: of the text, for what is said when it is too small.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -239,9 +242,11 @@ def learn(texts: Iterator[str], vocabulary: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        most = re.search(r"<= (\d+)", str(error))
+        reason = f"it has {most.group(1)} at most" if most else str(error).strip().rpartition("] ")[2] or "it has no words"
         raise CorpusError(
-            f"no vocabulary of {vocabulary:,} subwords can be learned on this text ({str(error).strip().splitlines()[-1]}); "
-            "give more text, or another --vocabulary"
+            f"{name}: no vocabulary of {vocabulary:,} subwords can be learned on this text ({reason}); give more text, or another "
+            "--vocabulary"
         ) from error
     return model.getvalue()
 
@@ -262,7 +267,7 @@ def write(text: Text, folder: Path, arguments: dict) -> None:
         parallel_text.say(f"{found.origin}: learning {text.vocabulary:,} subwords on train ...")
         of_train = (document for document in found.documents() if digest(document) > last)
         lines_of_train = (isolated(line.replace(UNKNOWN, " ")) for document in of_train for line in sentences(document))
-        model = learn((line for line in lines_of_train if line), text.vocabulary)
+        model = learn((line for line in lines_of_train if line), text.vocabulary, found.origin)
         subwords = Subwords(model)
         counts = encode(found, last, subwords, text.max_subwords, folder)
     (folder / "sentencepiece.model").write_bytes(model)
