@@ -52,6 +52,7 @@ FIGURE=                   # recipes with figures set a default
 PRESETS=                  # the study whose presets a recipe takes, if not its own
 declare -A FLAGS=()       # a recipe's own flags --NAME, with their defaults
 CALLED_FROM=$OLDPWD       # recipes go to the repository root first
+UNIT=epoch                # what LENGTH, the most that a run is trained, counts: epoch or update
 RECIPE=$(basename "$0" .sh)
 USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
 WORKED=                   # what this start did; empty: nothing to do
@@ -454,6 +455,7 @@ describe() {
   if [[ -z $epochs ]] || ((epochs > ROW[epochs])); then epochs=${ROW[epochs]}; fi
   EPOCHS=$epochs
   [[ -z $AVERAGE ]] || ((AVERAGE <= epochs)) || die "AVERAGE=$AVERAGE: $run has only $epochs epochs to average"
+  LENGTH=$EPOCHS
 
   warmup=${ROW[warmup_updates]} hold=${ROW[hold_epochs]}
   # a warm-up of 1 is "none" at any length
@@ -551,7 +553,7 @@ repair_checkpoints() {
   rm -f "$folder"/*.tmp "$folder"/*.new
   [[ -n $(ls -A "$folder") ]] || return 0
   verdict=$(python - "$folder" <<'PYTHON'
-import os, shutil, sys, zipfile
+import os, re, shutil, sys, zipfile
 from pathlib import Path
 
 folder = Path(sys.argv[1])
@@ -567,7 +569,9 @@ def readable(path):
 
 if not readable(last):
     broken = last.exists()
-    epochs = sorted(folder.glob("checkpoint[0-9]*.pt"), key=lambda path: int(path.stem[len("checkpoint") :]), reverse=True)
+    # checkpoint3.pt, of the end of epoch 3, comes after checkpoint_3_1200.pt, of update 1200
+    key = lambda path: [*map(int, re.findall("[0-9]+", path.stem)), float("inf")][:2]  # noqa: E731
+    epochs = sorted(folder.glob("checkpoint*[0-9].pt"), key=key, reverse=True)
     good = next((path for path in epochs if readable(path)), None)
     for path in epochs[: epochs.index(good) if good else None]:
         path.unlink()
@@ -588,26 +592,29 @@ json_field() { [[ $2 =~ \"$1\":\ \"?([^\",}]+) ]] && printf '%s' "${BASH_REMATCH
 
 # watch_training LABEL: reads fairseq-train's output; shows a line now and then, and keeps the seconds so far in wall_seconds.
 watch_training() {
-  local line label=$1 before=0 began=$SECONDS first='' at elapsed left epoch
+  local line label=$1 before=0 began=$SECONDS first='' at elapsed left epoch update
   [[ ! -s $RUN_FOLDER/wall_seconds ]] || before=$(<"$RUN_FOLDER/wall_seconds")
   while IFS= read -r line || [[ -n $line ]]; do
     elapsed=$((SECONDS - began))
     case $line in
       *'| train_inner | {'*)
-        at=$(json_field update "$line") || continue # epochs so far, with a fraction
+        update=$(json_field num_updates "$line") || continue
+        epoch=$(json_field epoch "$line") || continue
+        at=$update
+        [[ $UNIT == update ]] || at=$(json_field update "$line") # epochs so far, with a fraction
         at=$(awk -v at="$at" 'BEGIN { print int(at * 1000) }') left=
         [[ -n $first ]] || first=$at
         if ((at > first)); then
           # this run's rest, and as many whole runs of its length as follow
-          left=$((elapsed * (EPOCHS * 1000 - at + EPOCHS * 1000 * RUNS_TO_COME / JOBS) / (at - first)))
+          left=$((elapsed * (LENGTH * 1000 - at + LENGTH * 1000 * RUNS_TO_COME / JOBS) / (at - first)))
           left=", about $(minutes "$left") of training left"
         fi
-        log "$label: epoch $(json_field epoch "$line") of $EPOCHS, update $(json_field num_updates "$line")," \
-          "loss $(json_field loss "$line"), lr $(json_field lr "$line")$left"
+        log "$label: $(progress "$epoch" "$update"), loss $(json_field loss "$line"), lr $(json_field lr "$line")$left"
         ;;
       *'| valid | {'*)
+        update=$(json_field valid_num_updates "$line") || continue
         epoch=$(json_field epoch "$line") || continue
-        log "$label: epoch $epoch of $EPOCHS done, validation loss $(json_field valid_loss "$line")"
+        log "$label: $(progress "$epoch" "$update") done, validation loss $(json_field valid_loss "$line")"
         ;;
       *'-LN: '*) log "$label: ${line##*| }" ;; # the model says what was built
       *) continue ;;
@@ -616,6 +623,9 @@ watch_training() {
   done
   echo $((before + SECONDS - began)) | write "$RUN_FOLDER/wall_seconds"
 }
+
+# progress EPOCH UPDATE: where a training is.
+progress() { if [[ $UNIT == epoch ]]; then echo "epoch $1 of $LENGTH, update $2"; else echo "update $2 of $LENGTH"; fi; }
 
 minutes() { if (($1 < 90)); then echo "$1 s"; else echo "$((($1 + 30) / 60)) min"; fi; }
 
@@ -648,7 +658,7 @@ train() {
   read -r -a launch <<<"$LAUNCH"
   ((${#launch[@]} == 0)) || launch+=("$(command -v fairseq-train)") # a launcher may want a path
   ((${#launch[@]} > 0)) || launch=(fairseq-train)
-  log "$3: $MAX_TOKENS tokens an update, at most $EPOCHS epochs; log: $RUN_FOLDER/train.log"
+  log "$3: $MAX_TOKENS tokens an update, at most $LENGTH ${UNIT}s; log: $RUN_FOLDER/train.log"
   set +e
   "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
   status=${PIPESTATUS[0]} # of fairseq-train

@@ -5,7 +5,7 @@
 #   bash tests/run.sh -k recipes -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-ENVIRONMENT_NEEDS="pytest xdist ${ENVIRONMENT_NEEDS:-}"
+ENVIRONMENT_NEEDS="pytest xdist sentencepiece ${ENVIRONMENT_NEEDS:-}"
 # shellcheck source=recipes/environment.sh
 . recipes/environment.sh
 # a worker a core; a file stays with one worker, which makes its shared fixtures once

@@ -111,6 +111,54 @@ def grad_norm_first_update(panels, updates, style):
         return figure
 
 
+def loss_by_update(curves, style, label, levels, line_name):
+    """A loss against the update; ``levels``: losses that are drawn across, each a line named ``line_name``."""
+    with look():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        draw(axes, curves, style)
+        across(axes, levels, line_name)
+        axes.set(xlabel="update", ylabel=label)
+        legend(figure, [axes])
+        return figure
+
+
+def estimates_by_update(panels, style, labels, line_name):
+    """Means with their intervals against the update, a panel each measure.
+
+    ``panels``: a list of (axis label, [(run, update, Estimate), ...], level); the level is drawn across and named
+    ``line_name``. ``labels``: the legend's name of each run.
+    """
+    with look():
+        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (label, points, level) in zip(grid, panels, strict=True):
+            for run in dict.fromkeys(run for run, _, _ in points):
+                of_run = sorted((update, estimate) for name, update, estimate in points if name == run)
+                ends = [
+                    [0 if math.isnan(e.low) else e.value - e.low, 0 if math.isnan(e.high) else e.high - e.value]
+                    for _, e in of_run
+                ]
+                axes.errorbar(
+                    *([update for update, _ in of_run], [estimate.value for _, estimate in of_run]),
+                    yerr=list(zip(*ends, strict=True)),
+                    capsize=3,
+                    label=labels[run],
+                    markerfacecolor="white",
+                    **style[run],
+                )
+            across(axes, [level], line_name)
+            axes.set(xlabel="pre-training updates", ylabel=label)
+        legend(figure, grid)
+        return figure
+
+
+def across(axes, levels, label):
+    """Thin dashed lines at some heights."""
+    for level in levels:
+        axes.axhline(level, color="#666666", linestyle="--", linewidth=0.8, label=label)
+
+
 def look():
     """The context in which figures are made and saved: its defaults and :data:`LOOK`, no matter what is set."""
     return matplotlib.style.context(["default", LOOK])

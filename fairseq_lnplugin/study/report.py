@@ -43,6 +43,14 @@ def run(args):
         if args.watch:
             return watch.watch(lambda: study(args))
         runs, plan = study(args)
+        if all(run.settings["study"] == "bert" for run in runs):
+            from fairseq_lnplugin.study import bert  # which words its report with what is here
+
+            files = bert.files(runs)
+            text = files.pop("RESULTS.md")
+            files |= {"RESULTS.html": html(text.decode(), files), "RESULTS.md": text}
+            write(Path(args.out or args.runs), files)
+            return print(f"{Path(args.out or args.runs) / 'RESULTS.md'}: {count(len(runs), 'run')} of figure 5")
     except RunFolderError as error:
         raise SystemExit(f"fairseq-ln report: {error}") from None
     text, drawings = page(runs, plan, tested(runs, plan))

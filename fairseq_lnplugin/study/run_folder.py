@@ -179,7 +179,8 @@ def read_run(folder):
         )
     diverged, done = read_divergence(folder / "diverged"), (folder / "done").is_file()
     epochs, points = read_log(folder / "train.log", required=done)
-    scores = read_scores(folder / "scores.tsv", required=done and bool(epochs) and not diverged)
+    is_translation = settings.get("task", "translation") == "translation"
+    scores = read_scores(folder / "scores.tsv", required=done and bool(epochs) and not diverged and is_translation)
     return Run(
         folder=folder,
         settings=settings,
@@ -243,20 +244,26 @@ def damaged(path, what, advice=None):
     return RunFolderError(f"{path} is damaged ({what}); put it right, or {advice}")
 
 
-def read_settings(path):
-    """settings.tsv as a dict of texts."""
-    settings = {}
+def read_values(path, names):
+    """A file of names and values, a tab between them, as a dict of texts that has all of ``names``."""
+    values = {}
     for number, line in enumerate(read(path, required=True).splitlines(), 1):
         name, tab, value = line.partition("\t")
         if line and not tab:
             raise damaged(path, f"line {number} has no tab")
-        if name in settings:
+        if name in values:
             raise damaged(path, f"{name} is there twice")
         if line:
-            settings[name] = value.strip()
-    missing = [name for name in SETTINGS if name not in settings]
+            values[name] = value.strip()
+    missing = [name for name in names if name not in values]
     if missing:
         raise damaged(path, f"it lacks {', '.join(missing)}")
+    return values
+
+
+def read_settings(path):
+    """settings.tsv as a dict of texts."""
+    settings = read_values(path, SETTINGS)
     if not re.fullmatch(r"\d+", settings["seed"]):
         raise damaged(path, f"the seed is {settings['seed']!r}")
     return settings
@@ -303,13 +310,7 @@ def read_log(path, required):
     epochs, points, train = {}, {}, {}
     if not required and not path.exists():
         return [], []
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            records = [record for record in map(log_record, file) if record]
-    except OSError as error:
-        advice = "make it readable, or delete the run's folder and run its recipe again"
-        raise RunFolderError(f"{path} cannot be read ({error.strerror}); {advice}") from None
-    for kind, values in records:
+    for kind, values in log_records(path):
         if kind == "train_inner":
             update = int(values["num_updates"])
             points = {key: point for key, point in points.items() if key < update}
@@ -327,6 +328,32 @@ def read_log(path, required):
         if epoch in epochs:
             epochs[epoch] = epochs[epoch]._replace(train_loss=loss, wall=wall)
     return [epochs[epoch] for epoch in sorted(epochs)], [points[update] for update in sorted(points)]
+
+
+def read_validations(path):
+    """Every validation of train.log, also those inside an epoch, as pairs (updates, loss) in order; [] where there is no log.
+
+    A sitting that goes on from an earlier update replaces all that came after it, as in :func:`read_log`.
+    """
+    validations = {}
+    if not path.exists():
+        return []
+    for kind, values in log_records(path):
+        if kind == "train_inner":
+            validations = {key: loss for key, loss in validations.items() if key < int(values["num_updates"])}
+        elif kind == "valid":
+            validations[int(values["valid_num_updates"])] = number(values.get("valid_loss"))
+    return sorted(validations.items())
+
+
+def log_records(path):
+    """The whole records of train.log as a list of ``(kind, values)``."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [record for record in map(log_record, file) if record]
+    except OSError as error:
+        advice = "make it readable, or delete the run's folder and run its recipe again"
+        raise RunFolderError(f"{path} cannot be read ({error.strerror}); {advice}") from None
 
 
 def log_record(line):

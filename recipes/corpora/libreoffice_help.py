@@ -22,6 +22,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,6 +32,7 @@ import parallel_text
 PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us")
 HELP = Path("usr/share/libreoffice/help")
 NOT_REACHED = 3  # exit status
+ADVICE = "give the two .deb files with --from, run `apt-get update` first, or use grammar.py"
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}  # no end tag
 SENTENCE_END = re.compile(r'(?<=[.!?])\s+(?=[A-ZÄÖÜ"„“(])')
 
@@ -110,9 +112,9 @@ def call(*command: str, cwd: Path | None = None) -> str:
     return "" if done.returncode == 0 else (errors or [f"{command[0]} failed"])[-1].removeprefix("E: ")
 
 
-def download(folder: Path) -> list[Path]:
-    """The two packages as .deb files in `folder`, downloaded where they are not there yet."""
-    for package in PACKAGES:
+def download(folder: Path, packages: Sequence[str] = PACKAGES, advice: str = ADVICE) -> list[Path]:
+    """The packages as .deb files in `folder`, downloaded where they are not there yet; `advice`: what to do without them."""
+    for package in packages:
         if any(folder.glob(f"{package}_*.deb")):
             continue
         parallel_text.say(f"downloading {package} with apt-get ...")
@@ -121,12 +123,8 @@ def download(folder: Path) -> list[Path]:
         if wrong and os.geteuid() == 0:  # a fresh container has no package lists, and its user may fetch them
             wrong = call("apt-get", "update") or call(*command, cwd=folder)
         if wrong:
-            raise parallel_text.CorpusError(
-                f"cannot download {package} ({wrong}); give the two .deb files with --from, run `apt-get update` first, "
-                "or use grammar.py",
-                NOT_REACHED,
-            )
-    return [max(folder.glob(f"{package}_*.deb")) for package in PACKAGES]
+            raise parallel_text.CorpusError(f"cannot download {package} ({wrong}); {advice}", NOT_REACHED)
+    return [max(folder.glob(f"{package}_*.deb")) for package in packages]
 
 
 def unpack(sources: list[Path], folder: Path) -> Path:

@@ -383,11 +383,20 @@ def as_stored(value: object) -> object:
     return value
 
 
-def run(make: Callable[[argparse.Namespace], Corpus], parser: argparse.ArgumentParser) -> None:
+def run(
+    make: Callable[[argparse.Namespace], object],
+    parser: argparse.ArgumentParser,
+    write: Callable[[object, Path, dict], None] = write,
+    summary: Callable[[Path], str] = summary,
+    inputs: Callable[[argparse.Namespace], dict] = lambda args: {},
+) -> None:
     """Parse the command line, make the corpus, and leave the folder `--out` whole or not at all; then exit.
 
-    `make` takes the parsed arguments and raises `CorpusError`. `--out` is added to the parser here. `--cache`, where a
-    script has it, says where files may lie and not what the corpus is, so a second run may change it.
+    `make` takes the parsed arguments and returns what `write` takes: a `Corpus`, unless a script of other data has its own
+    `write` (which leaves a `corpus.json` with `arguments` and `sha256`) and `summary`. `inputs` gives, from the arguments,
+    what else tells one result from another, such as the sha256 of a file that was read. All raise `CorpusError`. `--out` is
+    added to the parser here. `--cache`, where a script has it, says where files may lie and not what the corpus is, so a
+    second run may change it.
     """
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="corpus folder to write")
     args = parser.parse_args()
@@ -398,6 +407,7 @@ def run(make: Callable[[argparse.Namespace], Corpus], parser: argparse.ArgumentP
             arguments[f"--{key.replace('_', '-')}"] = as_stored(value)
     partial = Path(f"{os.path.abspath(out)}.partial")
     try:
+        arguments |= inputs(args)
         if is_finished(out, arguments):
             say(f"{out} is finished: nothing to do")
             return
