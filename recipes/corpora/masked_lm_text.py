@@ -245,8 +245,8 @@ def learn(texts: Iterator[str], vocabulary: int, name: str) -> bytes:
         most = re.search(r"<= (\d+)", str(error))
         reason = f"it has {most.group(1)} at most" if most else str(error).strip().rpartition("] ")[2] or "it has no words"
         raise CorpusError(
-            f"{name}: no vocabulary of {vocabulary:,} subwords can be learned on this text ({reason}); give more text, or another "
-            "--vocabulary"
+            f"{name}: no vocabulary of {vocabulary:,} subwords can be learned on this text ({reason}); give more text, or "
+            "another --vocabulary"
         ) from error
     return model.getvalue()
 
