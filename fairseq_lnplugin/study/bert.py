@@ -541,10 +541,8 @@ def one_answer_for_all(finetunings):
     if not finetunings:
         return ""
     stuck = [item for item in finetunings if item.one_answer is not None]
-    text = (
-        f"{len(stuck)} of {len(finetunings)} fine-tunings give the same answer for every row of dev, as far as scores with one "
-        "decimal tell"
-    )
+    text = f"{len(stuck)} of {len(finetunings)} fine-tunings give the same answer for every row of dev"
+    text += ", as far as scores with one decimal tell"
     groups = {}
     for item in stuck:
         kind = "the majority class" if item.one_answer == majority(item.rows) else "the minority class"
