@@ -267,14 +267,14 @@ def test_results_tsv_has_a_row_a_run(study):
 
 
 def test_the_command_writes_tables_and_figures_twice_the_same(study, tmp_path, capsys):
-    """Fairseq-ln report: RESULTS.md, two tables, two figures in two forms; the same bytes each time."""
+    """Fairseq-ln report: the page in two forms, two tables, two figures in two forms; the same bytes each time."""
     contents = []
     for name in "ab":
         assert cli.main(["report", str(study), "--out", str(tmp_path / name)]) == 0
         contents.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()})
     assert contents[0] == contents[1]
     assert {str(path) for path in contents[0]} == {
-        *("RESULTS.md", "results.tsv", "finetunings.tsv"),
+        *("RESULTS.md", "RESULTS.html", "results.tsv", "finetunings.tsv"),
         *(f"figures/{name}.{kind}" for name in ("valid_loss", "finetuning") for kind in ("png", "svg")),
     }
     assert "3 runs of figure 5" in capsys.readouterr().out
