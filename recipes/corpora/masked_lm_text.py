@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import iwslt14
+import archives
 import libreoffice_help
 import parallel_text
 from parallel_text import CorpusError
@@ -92,7 +92,7 @@ def folder_of(path: Path) -> Iterator[Path]:
                 raise CorpusError(f"{path} is not a whole zip archive ({error}); get it again") from error
             yield Path(scratch)
         elif path.is_file() and re.search(r"\.(tar|tgz|tar\.\w+)$", path.name):
-            iwslt14.unpack(path, Path(scratch))
+            archives.unpack(path, Path(scratch))
             yield Path(scratch)
         else:
             yield path
