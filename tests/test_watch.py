@@ -209,3 +209,14 @@ def test_a_study_that_is_not_there_is_refused(tmp_path):
     """As without --watch."""
     with pytest.raises(SystemExit, match="there is no folder"):
         cli.main(["report", str(tmp_path / "no"), "--watch"])
+
+
+def test_a_folder_to_write_to_does_not_go_with_watch(tmp_path):
+    """It would do nothing."""
+    with pytest.raises(SystemExit, match="--watch writes nothing; leave --out out"):
+        cli.main(["report", str(tmp_path), "--watch", "--out", str(tmp_path)])
+
+
+def test_a_file_that_goes_while_one_looks_does_no_harm(tmp_path):
+    """The recipe deletes the translations of the validation sentences once they are scored."""
+    assert watch.written(tmp_path / "gone") == 0

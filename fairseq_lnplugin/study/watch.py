@@ -62,8 +62,15 @@ def watch(read):
 def last_sign(folder):
     """When something in a run's folder was written last, in seconds since the epoch; 0 for never."""
     paths = [folder / name for name in ("train.log", "wall_seconds", "scores.tsv", "trained")]
-    paths += folder.glob("decode/*")
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+    return max(map(written, [*paths, *folder.glob("decode/*")]))
+
+
+def written(path):
+    """When a file was written last; 0 where there is none, or no longer: scored translations go while one looks."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def overview(runs, plan, signs, now):
