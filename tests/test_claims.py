@@ -240,6 +240,13 @@ def test_a_run_not_finished_decides_nothing_and_is_named(tmp_path):
     assert (claim.verdict, claim.words, claim.lacking) == (UNKNOWN, [], ["iwslt14-post-cold"])
 
 
+def test_settings_that_are_no_numbers_decide_nothing(tmp_path):
+    """A list of rates, one an epoch, is allowed by fairseq."""
+    make(tmp_path, "post-warm", 34, lr="5e-4,1e-4")
+    make(tmp_path, "post-cold", 3, lr="5e-4,1e-4", **COLD)
+    assert judged(tmp_path)[NEEDS].verdict == UNKNOWN
+
+
 def test_what_nobody_has_planned_is_named_in_words(tmp_path):
     """There is no row for the run that Pre-LN is measured against."""
     make(tmp_path, "pre", 20, ln_position="pre", **COLD)

@@ -552,6 +552,14 @@ def test_runs_of_the_plan_that_are_not_there_are_named(study):
     assert "## Missing\n\n- iwslt14-post-adam-lr5e-4-warmup500: not trained\n" in text
 
 
+def test_a_figure_of_which_nothing_is_run_yet_has_its_table(study):
+    """With what the paper says, and without curves."""
+    low = "iwslt14\t6\tiwslt14-post-adam-lr1e-4-held\tpost\tadam\t1e-4\tno_warmup\t-\tnone\t-\n"
+    text = planned(study, PLAN + low)
+    section = text[text.index("## Figure 6") : text.index("## Gradient norms")]
+    assert table(section, "## Figure 6")[0]["remarks"] == "not trained" and "figures/" not in section
+
+
 def test_the_plan_orders_the_runs(study):
     """Its third row comes after its first, whatever their names."""
     names = [row["run"] for row in table(planned(study), "## Every run and seed")]

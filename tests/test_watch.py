@@ -21,7 +21,7 @@ def overview(root, quiet=1.0, plan=()):
 
 def state(root, name, quiet=1.0):
     """The line of a run."""
-    return next(line for line in overview(root, quiet) if line.startswith(name))
+    return next(line for line in overview(root, quiet) if line.startswith(name.removeprefix("iwslt14-")))
 
 
 def begun(root, name=PRE, log=None, wall=150, **more):
@@ -41,6 +41,14 @@ def test_runs_done_running_and_to_go_are_counted(tmp_path):
     assert lines[-1].split() == ["iwslt14-third", "to", "go"]
 
 
+def test_what_works_now_stands_first(tmp_path):
+    """A small screen shows it; then what is to go on, then what is done."""
+    runs = [write_run(tmp_path), begun(tmp_path, name="iwslt14-stopped"), begun(tmp_path)]
+    signs = {folder: NOW - (0 if folder == runs[2] else watch.QUIET) for folder in runs}
+    lines = watch.overview(read_study(tmp_path), [], signs, NOW)
+    assert [line.split()[3] for line in lines[4:]] == ["training", "stopped", "done"]
+
+
 def test_the_best_bleu_so_far_has_its_run(tmp_path):
     """On the test set at the epoch of the best validation loss."""
     write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, 20.0)])
@@ -57,7 +65,7 @@ def test_no_score_yet_is_said(tmp_path):
 def test_a_run_shows_epochs_update_loss_and_bleu(tmp_path):
     """The best loss and its score."""
     write_run(tmp_path)
-    assert state(tmp_path, POST).split() == [POST, "seed", "1", "done", "3.0", "of", "3", "300", "5.250", "29.75"]
+    assert state(tmp_path, POST).split()[1:] == ["seed", "1", "done", "3.0", "of", "3", "300", "5.250", "29.75"]
 
 
 @pytest.mark.parametrize("quiet, word", [(1.0, "training"), (watch.QUIET - 1, "training"), (watch.QUIET, "stopped")])
@@ -209,3 +217,14 @@ def test_a_study_that_is_not_there_is_refused(tmp_path):
     """As without --watch."""
     with pytest.raises(SystemExit, match="there is no folder"):
         cli.main(["report", str(tmp_path / "no"), "--watch"])
+
+
+def test_a_folder_to_write_to_does_not_go_with_watch(tmp_path):
+    """It would do nothing."""
+    with pytest.raises(SystemExit, match="--watch writes nothing; leave --out out"):
+        cli.main(["report", str(tmp_path), "--watch", "--out", str(tmp_path)])
+
+
+def test_a_file_that_goes_while_one_looks_does_no_harm(tmp_path):
+    """The recipe deletes the translations of the validation sentences once they are scored."""
+    assert watch.written(tmp_path / "gone") == 0

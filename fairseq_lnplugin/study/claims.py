@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from fairseq_lnplugin.study.run_folder import number
 from fairseq_lnplugin.study.wording import distinct, interval, position
 
 HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said yet"
@@ -151,28 +152,28 @@ class Evidence:
         self.longest = {}
         for row in warmed:
             alike = model(row)
-            self.longest[alike] = max(self.longest.get(alike, 0), int(row["warmup_updates"]))
-        self.lowest = min((float(row["lr"]) for row in warmed if model(row) == ("post", "adam")), default=0.0)
+            self.longest[alike] = max(self.longest.get(alike, 0), number(row["warmup_updates"]))
+        self.lowest = min((number(row["lr"]) for row in warmed if model(row) == ("post", "adam")), default=0.0)
 
     def kind(self, name):
         """The :class:`Kind` of a run or a row of the plan."""
         row = self.settings[name]
         how = start(row)
-        if how == "warm-up" and int(row["warmup_updates"]) < self.longest[model(row)]:
+        if how == "warm-up" and number(row["warmup_updates"]) < self.longest[model(row)]:
             how = "short warm-up"
         fixed = row["schedule"] == "no_warmup" and row.get("decay") in ("", "none", None)
-        if fixed and model(row) == ("post", "adam") and float(row["lr"]) < self.lowest:
+        if fixed and model(row) == ("post", "adam") and number(row["lr"]) < self.lowest:
             how = "low rate"
         return Kind(row["ln_position"], row["optimizer"], how)
 
     def names(self, kind, rate=None):
         """The runs and rows of a kind, at one learning rate if it is given."""
         names = [name for name in self.settings if self.kind(name) == kind]
-        return [name for name in names if rate is None or float(self.settings[name]["lr"]) == rate]
+        return [name for name in names if rate is None or number(self.settings[name]["lr"]) == rate]
 
     def rates(self, *kinds):
         """The learning rates of these kinds, in order."""
-        return sorted({float(self.settings[name]["lr"]) for kind in kinds for name in self.names(kind)})
+        return sorted({number(self.settings[name]["lr"]) for kind in kinds for name in self.names(kind)})
 
     def known(self, kind, rate=None):
         """The means of the finished runs of a kind that have a score, or a divergence in the place of one."""
@@ -197,7 +198,8 @@ def model(settings):
 
 def start(settings):
     """``warm-up`` or ``none``, from the settings of a run or a row of a plan; T_warmup = 1 is none (section 3)."""
-    return "none" if settings["schedule"] == "no_warmup" or settings["warmup_updates"] in ("", "0", "1") else "warm-up"
+    warmed = settings["schedule"] != "no_warmup" and number(settings["warmup_updates"]) > 1
+    return "warm-up" if warmed else "none"
 
 
 def bleu(row):

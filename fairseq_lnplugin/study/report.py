@@ -34,11 +34,14 @@ def run(args):
     """Read the runs, write the report and say on standard output what it is of; or show how far they are, with --watch.
 
     Raises:
-        SystemExit: a run folder or the plan cannot be read, a package is missing, or a file cannot be written.
+        SystemExit: flags that do not go together, a run folder or the plan that cannot be read, a package that is missing, or
+            a file that cannot be written.
 
     """
     for name in ("matplotlib", "markdown_it", "sacrebleu"):  # fairseq's imports open the root logger to all they say
         logging.getLogger(name).setLevel(logging.WARNING)
+    if args.watch and args.out is not None:
+        raise SystemExit("fairseq-ln report: --watch writes nothing; leave --out out, or --watch")
     try:
         if args.watch:
             return watch.watch(lambda: study(args))

@@ -62,8 +62,15 @@ def watch(read):
 def last_sign(folder):
     """When something in a run's folder was written last, in seconds since the epoch; 0 for never."""
     paths = [folder / name for name in ("train.log", "wall_seconds", "scores.tsv", "trained")]
-    paths += folder.glob("decode/*")
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+    return max(map(written, [*paths, *folder.glob("decode/*")]))
+
+
+def written(path):
+    """When a file was written last; 0 where there is none, or no longer: scored translations go while one looks."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def overview(runs, plan, signs, now):
@@ -80,8 +87,9 @@ def overview(runs, plan, signs, now):
         "",
     ]
     header = ("run", "state", "epoch", "update", "valid. loss", "BLEU")
-    rows = [header, *(row(run, at) for run, at in found)]
-    rows += [(absent_row["run"], "to go", "", "", "", "") for absent_row in absent]
+    # what works now first: a screen may be too small for all
+    rows = [header, *(row(run, at) for run, at in sorted(found, key=lambda pair: (not pair[1].running, pair[0].done)))]
+    rows += [(line["run"], "to go", "", "", "", "") for line in absent]
     widths = [max(len(line[i]) for line in rows) for i in range(len(header))]
     aligned = [
         (*(cell.ljust(widths[i]) for i, cell in enumerate(line[:2])), *(line[i].rjust(widths[i]) for i in range(2, 6)))
@@ -95,7 +103,7 @@ def row(run, at):
     best = run.best
     score = run.score(best, tables.TEST)
     loss = decimals(best.valid_loss, 3) if best and math.isfinite(best.valid_loss) else ""
-    return (named(run), at.state, at.place, str(run.updates), loss, decimals(score and score.bleu, 2))
+    return (f"{run.short_name} seed {run.seed}", at.state, at.place, str(run.updates), loss, decimals(score and score.bleu, 2))
 
 
 def progress(run, quiet):
