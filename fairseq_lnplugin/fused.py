@@ -102,6 +102,18 @@ class _DropoutAdd(torch.autograd.Function):
         return grad, kernels.dropout_backward(grad.contiguous(), ctx.y_dtype, ctx.p, ctx.seed), None
 
 
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, p, dtype):
+        ctx.p, ctx.seed = p, kernel_seed()
+        # dropout is linear and diagonal, so the kernel of its gradient is its own
+        return kernels.dropout_backward(y.contiguous(), dtype, p, ctx.seed)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return kernels.dropout_backward(grad.float().contiguous(), torch.float32, ctx.p, ctx.seed), None, None
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, key_padding_mask, attn_mask):
@@ -127,6 +139,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
         return F.layer_norm(x, (x.size(-1),), weight, bias, eps).to(dtype)
 
 
+def dropout(y: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """``dropout_p(y)``, worked out in y's dtype, returned in ``dtype``."""
+    if p > 0 and on_kernels(y):
+        return _Dropout.apply(y, p, dtype)
+    return F.dropout(y, p, p > 0).to(dtype)
+
+
 def dropout_add(x: Tensor, y: Tensor, p: float) -> Tensor:
     """``x + dropout_p(y)`` in x's dtype."""
     if torch.jit.is_scripting():
@@ -142,17 +161,17 @@ def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias:
     return layer_norm(dropout_add(x, y, p), weight, bias, eps, x.dtype)
 
 
-def attention(q, k, v, key_padding_mask=None, attn_mask=None, dropout=0.0, need_weights=False):
+def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weights=False):
     """Multi-head scaled dot-product attention between the projections.
 
     ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch``
     may be a multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True
-    at pads; ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``dropout``: the rate on the probabilities.
+    at pads; ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``p``: the rate of dropout on the probabilities.
     Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
     ``(heads, batch, tgt_len, src_len)``.
     """
     on_kernel = kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values()
-    if on_kernel and dropout == 0 and not need_weights:
+    if on_kernel and p == 0 and not need_weights:
         mask = None if attn_mask is None else attn_mask.float().contiguous()
         pads = None if key_padding_mask is None else key_padding_mask.contiguous()
         return _Attention.apply(q, k, v, pads, mask).flatten(2), None
@@ -170,15 +189,16 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, dropout=0.0, need_
         pads = torch.zeros(key_padding_mask.shape, dtype=q.dtype, device=q.device).masked_fill_(key_padding_mask, float("-inf"))
         pads = pads[:, None, None, :]
         mask = pads if mask is None else mask + pads
-    if need_weights:
+    weights = None
+    if need_weights or (on_kernel and p > 0):  # torch's attention takes its dropout from a generator of one thread
         scores = (q * head_dim**-0.5) @ k.transpose(-1, -2)
         probs = F.softmax(scores if mask is None else scores + mask, dim=-1, dtype=torch.float32)
-        out = F.dropout(probs, dropout, dropout > 0).to(v.dtype) @ v
-        weights = probs.view(key_batch, num_heads, beams, tgt_len, src_len).permute(1, 0, 2, 3, 4)
-        weights = weights.reshape(num_heads, batch, tgt_len, src_len)
+        out = dropout(probs, p, v.dtype) @ v
+        if need_weights:
+            weights = probs.view(key_batch, num_heads, beams, tgt_len, src_len).permute(1, 0, 2, 3, 4)
+            weights = weights.reshape(num_heads, batch, tgt_len, src_len)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        weights = None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     out = out.view(key_batch, num_heads, beams, tgt_len, head_dim).permute(3, 0, 2, 1, 4)
     return out.reshape(tgt_len, batch, num_heads * head_dim), weights
 

@@ -5,7 +5,9 @@ round.
 """
 
 import torch
+import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
+from fairseq.modules.gelu import gelu
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
@@ -21,12 +23,16 @@ NORM_NAMES = {
     "ffn": "final_layer_norm",
 }
 
+#: fairseq's GELU copies its input to float32 and back; torch's gives the same numbers without.
+WITHOUT_COPIES = {gelu: F.gelu}
+
 
 class Sublayers:
     """What encoder and decoder layer share: their norms, the FFN branch and the dropout rate of a branch."""
 
     def place_norms(self, cfg, stack, layer, *sublayers):
         """Replace the sub-layers' LNs by ones that sit where ``--ln-position`` says, and start the weights anew."""
+        self.activation_fn = WITHOUT_COPIES.get(self.activation_fn, self.activation_fn)
         self.compute_dtype = fused.COMPUTE_DTYPES[cfg.compute_dtype]
         depths = (cfg.encoder.layers, cfg.decoder.layers)
         for sublayer in sublayers:

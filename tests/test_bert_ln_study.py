@@ -231,6 +231,16 @@ def test_bfloat16_products_are_as_near_to_float32_as_torchs_autocast(position, s
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_is_fairseqs_to_the_bit(dtype):
+    """Ours makes no copy in float32; values and gradients."""
+    activations = [model.encoder.sentence_encoder.layers[0].activation_fn for model in (build("pre"), build_stock("pre"))]
+    inputs = [torch.linspace(-6, 6, 1001).to(dtype).requires_grad_() for _ in activations]
+    outputs = [activation(x) for activation, x in zip(activations, inputs, strict=True)]
+    torch.stack(outputs).sum().backward()
+    assert torch.equal(*outputs) and torch.equal(*(x.grad for x in inputs))
+
+
 # Masked positions, pads, dropout
 
 

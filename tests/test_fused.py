@@ -119,6 +119,33 @@ def test_bfloat16_is_rounded_as_torch_rounds(value):
     torch.testing.assert_close(ours, grad.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", ["kernel", "torch"])
+def test_attention_with_dropout_equals_its_formula_and_has_its_rate(path, dtype, monkeypatch):
+    """(softmax(q k^T / sqrt(d) + pads) * kept / (1 - p)) v, kept read off values that are unit vectors; with gradients."""
+    if path == "torch":
+        monkeypatch.setattr(fused, "kernels", None)
+    rate, length, batch, heads = 0.3, 40, 8, 3
+    q, k = (random(length, batch, heads, length, dtype=dtype, seed=seed) for seed in (0, 1))
+    v = torch.eye(length, dtype=dtype)[:, None, None, :].repeat(1, batch, heads, 1).requires_grad_()
+    pads = torch.arange(length) >= torch.tensor([40, 3, 21, 40, 40, 40, 40, 40])[:, None]
+    out, *gradients = outcomes(lambda q, k, v: fused.attention(q, k, v, pads, p=rate)[0], [q, k, v])
+    kept = out.detach().view(length, batch, heads, length).permute(1, 2, 0, 3) != 0
+
+    def formula(q, k, v):
+        scores = torch.einsum("tbhd,sbhd->bhts", q, k) / math.sqrt(length)
+        probs = scores.masked_fill(pads[:, None, None], -math.inf).softmax(-1)
+        return torch.einsum("bhts,sbhd->tbhd", probs * kept / (1 - rate), v).flatten(2)
+
+    expected = outcomes(formula, [x.detach().double().requires_grad_() for x in (q, k, v)])
+    for got, wanted in zip([out, *gradients], expected, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - wanted).abs().max() <= 4 * BOUND[dtype] * wanted.abs().max()
+    real = ~pads[:, None, None].expand_as(kept)
+    share = (real & ~kept).sum() / real.sum()
+    assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / real.sum())
+
+
 def dropped(rate, rows=400, width=512):
     """Which elements dropout drops, of ones, drawn from torch's generator as it stands."""
     return fused.dropout_add(torch.zeros(rows, width), torch.ones(rows, width), rate) == 0
