@@ -6,6 +6,7 @@ parallel text, and BPE that must join to the very text it came from.
 
 import functools
 import hashlib
+import html
 import http.server
 import io
 import json
@@ -764,7 +765,7 @@ def official(folder, newstest):
         for side, lang, kind in ((0, "de", "ref"), (1, "en", "src")):
             path = root / name.format(kind, lang)
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(f'<seg id="{number}">{pair[side]}</seg>\n' for number, pair in enumerate(pairs, 1))
+            text = "".join(f'<seg id="{number}">{html.escape(pair[side])}</seg>\n' for number, pair in enumerate(pairs, 1))
             path.write_text(f"<doc>\n{text}</doc>\n", encoding="utf-8")
         pack(folder / "wmt14" / archive, root, ".")
 
