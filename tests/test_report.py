@@ -519,8 +519,8 @@ def test_wmt14_is_held_against_the_papers_size_and_batch(tmp_path, settings, phr
 
 
 def test_a_study_that_the_paper_has_not_is_not_compared(tmp_path):
-    """The quick start has no number of the paper."""
-    write_run(tmp_path, paper_bleu="")
+    """The quick start is in no figure, and has no number of the paper."""
+    write_run(tmp_path, paper_bleu="", figure="")
     text, _ = report(tmp_path)
     assert "paper's BLEU" not in text and "No reproduction" not in text
 

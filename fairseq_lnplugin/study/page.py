@@ -63,7 +63,7 @@ def warnings(runs, plan):
             "Its scores say nothing about real language, and compare only with one another."
         )
     other = tables.not_the_papers(runs)
-    if any(tables.paper_bleu(settings) for settings in [*(run.settings for run in runs), *plan]) and other:
+    if other and any(run.settings["figure"] for run in runs):
         lines.append(
             f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
             "and with them the scores."
@@ -292,7 +292,7 @@ def missing_section(runs, plan):
 
 
 def table_of_runs(runs):
-    """The table of all runs, with its signatures and remarks."""
+    """The table of all runs, with its remarks."""
     _, differing = tables.split_settings(runs)
     papers = any(run.settings.get("paper_bleu") for run in runs)
     header = ["run", "seed", *differing, "state", "best epoch", "epochs", "updates"]
