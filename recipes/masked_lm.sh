@@ -198,9 +198,11 @@ finetune() {
     return
   fi
   finished train "$1" "$2" || die "$1, seed $2, is not pre-trained; start with stage pretrain"
+  lock_run
   claim
   if finished finetune "$1" "$2"; then
     log "$3: fine-tuned already"
+    unlock_run
     return
   fi
   if [[ -f $RUN_FOLDER/diverged ]]; then
@@ -219,6 +221,7 @@ finetune() {
     ran=$((ran + 1))
   done
   printf '%s\n' "$GRID" | write "$RUN_FOLDER/done"
+  unlock_run
 }
 
 # checkpoint_at UPDATE: the checkpoint's file; fairseq names it after its epoch where the epoch ended there.
