@@ -635,23 +635,30 @@ divergence() {
     grep -oE 'FloatingPointError: .*(gradients are Nan/Inf|Minimum loss scale reached).*' | tail -n 1
 }
 
+# lock_run: no other start works on RUN_FOLDER until unlock_run, nor while a fairseq-train of a killed start still does.
+lock_run() {
+  mkdir -p "$RUN_FOLDER"
+  exec {LOCK}>"$RUN_FOLDER/lock"
+  if command -v flock >/dev/null; then
+    flock -n "$LOCK" || die "$RUN_FOLDER is being trained by another process (perhaps of a killed start); wait for it, or end it"
+  fi
+}
+
+unlock_run() { exec {LOCK}>&-; }
+
 # train RUN SEED LABEL: trains a run to its end, or to its divergence; goes on where a killed one stopped.
 train() {
-  local lock status launch=() message update
+  local status launch=() message update
   describe "$1" "$2"
   if [[ $DRY_RUN ]]; then
     quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"}
     return
   fi
-  mkdir -p "$RUN_FOLDER"
-  exec {lock}>"$RUN_FOLDER/lock" # stays with fairseq-train when this script is killed
-  if command -v flock >/dev/null; then
-    flock -n "$lock" || die "$RUN_FOLDER is being trained by another process (perhaps of a killed start); wait for it, or end it"
-  fi
+  lock_run
   claim
   if finished train "$1" "$2"; then
     log "$3: trained already"
-    exec {lock}>&-
+    unlock_run
     return
   fi
   repair_checkpoints
@@ -678,7 +685,7 @@ train() {
     die "training of $1, seed $2, stopped with status $status (${message:-it printed nothing}); see $RUN_FOLDER/train.log," \
       "and start again to go on from the last checkpoint"
   fi
-  exec {lock}>&-
+  unlock_run
 }
 
 # decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUT.shard*.txt.

@@ -25,7 +25,7 @@ masked_lm_settings() {
   local value rate='^([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]+)?$'
   declare -gA LENGTHS=()
   read_row LENGTHS recipes/masked_lm.tsv "preset=$PRESET" || die "recipes/masked_lm.tsv has no row of preset '$PRESET'"
-  TOKENS_PER_SAMPLE=${LENGTHS[tokens_per_sample]} MAX_UPDATE=${LENGTHS[max_update]}
+  TOKENS_PER_SAMPLE=${LENGTHS[tokens_per_sample]} UPDATES=${LENGTHS[max_update]}
   read -r -a UPDATES_LIST <<<"${FINETUNE_UPDATES:-${LENGTHS[finetune_updates]}}"
   read -r -a BATCH_SIZE_LIST <<<"${FINETUNE_BATCH_SIZES:-${LENGTHS[batch_sizes]}}"
   read -r -a LR_LIST <<<"${FINETUNE_LRS:-${LENGTHS[lrs]}}"
@@ -38,9 +38,9 @@ masked_lm_settings() {
     [[ $value =~ $rate && $value =~ [1-9] ]] || die "FINETUNE_LRS takes learning rates such as 1e-5, not '$value'"
   done
   for value in "${UPDATES_LIST[@]}"; do
-    ((value <= MAX_UPDATE && value % LENGTHS[save_interval_updates] == 0)) ||
+    ((value <= UPDATES && value % LENGTHS[save_interval_updates] == 0)) ||
       die "FINETUNE_UPDATES: no checkpoint at update $value; preset $PRESET keeps one each ${LENGTHS[save_interval_updates]}" \
-        "updates up to $MAX_UPDATE"
+        "updates up to $UPDATES"
   done
   [[ -z $MAX_EPOCH ]] || die "MAX_EPOCH does not go with $RECIPE.sh, whose runs are counted in updates: see recipes/masked_lm.tsv"
   GRID="updates ${UPDATES_LIST[*]}; batch ${BATCH_SIZE_LIST[*]}; lr ${LR_LIST[*]}; epochs ${EPOCHS_LIST[*]};"
@@ -129,13 +129,13 @@ describe() {
   read_row ROW recipes/runs.tsv "study=$STUDY" "run=$run" || die "there is no run '$run' in recipes/runs.tsv"
   [[ ${ROW[optimizer]} == adam ]] || die "recipes/runs.tsv: $run has optimizer '${ROW[optimizer]}', and BERT is trained with adam"
   RUN_FOLDER=$RUNS/$run/seed$seed
-  LENGTH=$MAX_UPDATE
+  LENGTH=$UPDATES
   warmup=${ROW[warmup_updates]}
   [[ -z $warmup ]] ||
     warmup=$(awk -v n="$warmup" -v scale="${PRESET_ROW[warmup_scale]}" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }')
   case ${ROW[schedule]}-${ROW[decay]} in
-    polynomial_decay-) schedule=(--warmup-updates "$warmup" --total-num-update "$MAX_UPDATE") ;;
-    no_warmup-linear) schedule=(--decay linear --total-updates "$MAX_UPDATE") ;;
+    polynomial_decay-) schedule=(--warmup-updates "$warmup" --total-num-update "$UPDATES") ;;
+    no_warmup-linear) schedule=(--decay linear --total-updates "$UPDATES") ;;
     *) die "recipes/runs.tsv: unknown schedule '${ROW[schedule]}' of $run" ;;
   esac
   # epochs' checkpoints are kept too: an update whose checkpoint is wanted may be the last one of an epoch, and has that name then
@@ -144,7 +144,7 @@ describe() {
     --weight-init "$WEIGHT_INIT" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --attention-dropout "$DROPOUT"
     --clip-norm 0.0 --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${schedule[@]}"
     --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
-    --max-update "$MAX_UPDATE" --save-interval-updates "${LENGTHS[save_interval_updates]}" --seed "$seed"
+    --max-update "$UPDATES" --save-interval-updates "${LENGTHS[save_interval_updates]}" --seed "$seed"
     --save-dir "$RUN_FOLDER/checkpoints" --grad-norm-interval "${PRESET_ROW[grad_norm_interval]}"
     --log-format json --log-interval "${PRESET_ROW[log_interval]}")
   SETTINGS=$(
@@ -153,7 +153,7 @@ describe() {
       weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" \
       schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs '' hold_updates '' decay "${ROW[decay]}" \
       dropout "$DROPOUT" label_smoothing 0 tokens_per_sample "$TOKENS_PER_SAMPLE" max_tokens "$MAX_TOKENS" \
-      update_freq "$UPDATE_FREQ" max_epoch '' max_update "$MAX_UPDATE" seed "$seed" note "${ROW[note]}"
+      update_freq "$UPDATE_FREQ" max_epoch '' max_update "$UPDATES" seed "$seed" note "${ROW[note]}"
   )
 }
 
@@ -198,9 +198,11 @@ finetune() {
     return
   fi
   finished train "$1" "$2" || die "$1, seed $2, is not pre-trained; start with stage pretrain"
+  lock_run
   claim
   if finished finetune "$1" "$2"; then
     log "$3: fine-tuned already"
+    unlock_run
     return
   fi
   if [[ -f $RUN_FOLDER/diverged ]]; then
@@ -219,6 +221,7 @@ finetune() {
     ran=$((ran + 1))
   done
   printf '%s\n' "$GRID" | write "$RUN_FOLDER/done"
+  unlock_run
 }
 
 # checkpoint_at UPDATE: the checkpoint's file; fairseq names it after its epoch where the epoch ended there.

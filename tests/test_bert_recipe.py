@@ -6,6 +6,7 @@ fairseq-ln, which record their arguments; once, the recipe runs for real on a fe
 
 import os
 import random
+import shutil
 import subprocess
 import zipfile
 
@@ -387,6 +388,22 @@ def test_a_killed_pre_training_goes_on_from_its_newest_checkpoint(tree):
     assert result.returncode == 0, result.stderr
     assert "checkpoint_last.pt cannot be read; going on from checkpoint1.pt" in result.stderr
     assert "resumed" in (tree.folder() / "train.log").read_text()
+
+
+def test_a_run_that_another_start_fine_tunes_is_left_alone(tree):
+    """The lock in the run folder is held, by another start or by what a killed one left behind."""
+    if shutil.which("flock") is None:
+        pytest.skip("this system has no flock")
+    tree.bert("--only", PRE, "--stop-stage", "pretrain")
+    with subprocess.Popen(["flock", str(tree.folder() / "lock"), "sleep", "100"], start_new_session=True) as holder:
+        try:
+            while subprocess.run(["flock", "-n", str(tree.folder() / "lock"), "true"]).returncode == 0:
+                pass
+            result = tree.bert("--only", PRE)
+        finally:
+            os.killpg(holder.pid, 9)
+    assert result.returncode == 1 and not tree.finetunings()
+    assert "is being trained by another process" in result.stderr.splitlines()[-1]
 
 
 # -- what is refused --
