@@ -2,7 +2,7 @@
 # Figure 5 of the paper: BERT with Post-LN and with Pre-LN, from masked-LM pre-training to fine-tuning on MRPC and RTE.
 #
 #   TEXT=wikitext-2.tar.gz GLUE=glue.tar.gz PRESET=cpu bash recipes/bert.sh
-#   TEXT=~/wikipedia GLUE=~/glue_data UPDATE_FREQ=16 bash recipes/bert.sh --only bert-pre-adam-lr3e-4-linear --stop-stage pretrain
+#   TEXT=~/wikipedia GLUE=~/glue_data bash recipes/bert.sh --only bert-pre-adam-lr3e-4-linear --stop-stage pretrain
 #
 # Stages: 1=prepare   documents, a subword vocabulary learned on them, 199:1 train and valid; MRPC and RTE in these subwords
 #         2=pretrain  the rows of study bert in recipes/runs.tsv; a checkpoint and a validation at fixed numbers of updates
