@@ -935,7 +935,7 @@ def test_torch_is_installed_before_fairseq_and_fairseq_before_the_plugin(tmp_pat
     assert result.returncode == 0, result.stderr
     calls = (tmp_path / "pip.txt").read_text().splitlines()
     assert [call.split()[-1] for call in calls[:3]] == ["torch", "ninja", "fairseq-fixed==0.12.3.1"]
-    assert calls[2].startswith("--no-build-isolation") and calls[3].endswith("[test,plots,masked_lm]")
+    assert calls[2].startswith("--no-build-isolation") and calls[3].endswith("[test,report,masked_lm]")
 
 
 def test_a_second_set_up_does_nothing_and_changed_pins_install_again(tmp_path, fake_python):

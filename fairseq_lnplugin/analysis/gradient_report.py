@@ -185,7 +185,6 @@ def markdown(groups, records, rows, facts, drawn):
     """The report."""
     shared, data, made = records[0]["shared"], facts["data"], facts["environment"]
     seeds = ", ".join(map(str, sorted({record["unit"]["seed"] for record in records})))
-    commit = f"{made['commit'] or 'unknown'}{' with changes' if made['dirty'] else ''}"
     lines = [
         "# Figure 3: gradient norms of the FFN matrices",
         "",
@@ -193,7 +192,7 @@ def markdown(groups, records, rows, facts, drawn):
         f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from `{data['subset']}` ({data['pairs']:,} "
         f"pairs, {data['languages']}, {data['types'][0]:,} and {data['types'][1]:,} types), {sum(map(len, groups.values()))} "
         f"models in {sum(record['seconds'] for record in records) / 60:.0f} minutes, all processes together, on "
-        f"{made['device']}; seeds {seeds}; written at commit {commit}, torch {made['torch']}.",
+        f"{made['device']}; seeds {seeds}; written at commit {written_at(made)}, torch {made['torch']}.",
         "",
         "Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing "
         f"{shared['label_smoothing']} as in training. *Expected gradient*: element-wise mean over the mini-batches, then the "
@@ -208,6 +207,11 @@ def markdown(groups, records, rows, facts, drawn):
     if drawn:
         lines += ["## Figures", "", *(f"![{path.stem}](figures/{path.name})" for path in drawn if path.suffix == ".png"), ""]
     return "\n".join(lines)
+
+
+def written_at(environment):
+    """The commit of study.environment.environment(), marked where files differed from it."""
+    return f"{environment['commit'] or 'unknown'}{' with changes' if environment['dirty'] else ''}"
 
 
 def depth_section(groups):

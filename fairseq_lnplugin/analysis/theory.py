@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_lnplugin.analysis import figures, intervals
-from fairseq_lnplugin.analysis.gradient_report import write_text
+from fairseq_lnplugin.analysis.gradient_report import write_text, written_at
+from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
 #: Inner width of the FFN / d: the paper's proof, its IWSLT14 size, the base size.
@@ -439,7 +440,7 @@ def run(args):
         checks = [check for make in CHECKS for check in told(make(generator))]
         on_model = [check for found in (model.checks() if model else ()) for check in told(found)]
         where = {"arch": args.arch, "weight_init": args.weight_init, "data": model.data.facts} if model else None
-        facts = {"seed": args.seed, "seconds": round(time.monotonic() - began), "model": where}
+        facts = {"seed": args.seed, "seconds": round(time.monotonic() - began), "model": where, "environment": environment()}
         write_text(out / "theory.tsv", tsv(checks, on_model))
         write_text(out / "theory.json", json.dumps(as_json(checks, on_model, facts), indent=1, allow_nan=False) + "\n")
         drawn = figures.theory(out / "figures", checks + on_model)
@@ -520,7 +521,8 @@ def markdown(checks, on_model, facts, drawn):
     lines = [
         "# The paper's theory, checked",
         "",
-        f"`fairseq-ln theory`, seed {facts['seed']}, {facts['seconds']} seconds: {counts['holds']} claims hold, "
+        f"`fairseq-ln theory`, seed {facts['seed']}, {facts['seconds']} seconds on {facts['environment']['device']}, commit "
+        f"{written_at(facts['environment'])}: {counts['holds']} claims hold, "
         f"{counts['FAILS']} fail, {counts['differs']} that nothing guarantees differ, {counts['undecided']} "
         f"are undecided, {counts['measured']} have no claim.",
         "",
