@@ -8,9 +8,9 @@ Where an LN sits beside the layers' own:
 
 * *On the embeddings* in Post-LN only. The original (Devlin et al. 2018, and RoBERTa) has it there, and Table 1 of Xiong et al.
   2020 lets Pre-LN's first LN be that of the first branch, on the embeddings as they are: an LN on them would normalize the
-  identity path, which Pre-LN leaves alone from the embeddings to the final LN. So have it GPT-2, Megatron-LM and fairseq's
-  ``roberta_prenorm``, with which Pre-LN here shares its state dict. (``--encoder-normalize-before`` of fairseq's older
-  ``bert_base`` is an LN on the embeddings and nothing else.)
+  identity path, which Pre-LN leaves alone from the embeddings to the final LN. GPT-2, Megatron-LM and fairseq's
+  ``roberta_prenorm`` do the same; with the last, Pre-LN here shares its state dict. (``--encoder-normalize-before`` of
+  fairseq's older ``bert_base`` is an LN on the embeddings and nothing else.)
 * *After the last layer* in Pre-LN only (Table 1: "right before the prediction").
 * *In the LM head*, between its two products, in both, as in BERT.
 
@@ -49,9 +49,9 @@ class LMHead(RobertaLMHead):
         self.compute_dtype = compute_dtype
 
     def forward(self, features, masked_tokens=None, **unused):
-        """Logits ``(masked, vocab)`` at the true positions of ``masked_tokens (batch, len)``, without it at all.
+        """Logits ``(masked, vocab)`` at the positions where ``masked_tokens (batch, len)`` is true.
 
-        ``features``: ``(batch, len, embed_dim)``.
+        Without it ``(batch, len, vocab)``. ``features``: ``(batch, len, embed_dim)``.
         """
         if masked_tokens is not None:
             features = features[masked_tokens]
