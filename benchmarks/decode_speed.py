@@ -10,7 +10,7 @@ RESULTS.md in ``--out``.
 What is measured
     stock   the checkpoint's weights under ``--arch transformer`` (the names of the parameters are fairseq's), float32,
             without our plug-in; one process with as many threads as there are cores, which is fairseq's default
-    ours    the checkpoint itself with bfloat16 products; one process of one thread for each core, a shard of the
+    ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere; one process of one thread for each core, a shard of the
             sentences each, in batches of at most 50 sentences, as recipes/common.sh decodes
 
     The two run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
@@ -40,7 +40,8 @@ COMMON = (
     "--task translation --cpu --beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096 "
     "--required-batch-size-multiple 1 --no-progress-bar"
 ).split()
-BFLOAT16 = ["--user-dir", "fairseq_lnplugin", "--model-overrides", "{'compute_dtype': 'bfloat16'}"]
+DTYPE = results_file.faster_dtype()
+OURS = ["--user-dir", "fairseq_lnplugin", "--model-overrides", f"{{'compute_dtype': '{DTYPE}'}}"]
 
 TRANSLATED = re.compile(r"Translated ([\d,]+) sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
@@ -113,7 +114,7 @@ def shard_arguments(data_bin, checkpoint, subset, shards, shard):
     """What follows the Python program for one shard of ours (world size and rank only cut the batches into shards)."""
     return [
         *stock_arguments(data_bin, checkpoint, subset),
-        *BFLOAT16,
+        *OURS,
         *("--batch-size", str(SENTENCES_A_BATCH)),
         *("--distributed-world-size", str(shards), "--distributed-rank", str(shard)),
     ]
@@ -270,7 +271,7 @@ def main():
     print(
         f"{name}: stock / ours {ratios['wall_seconds']} for the whole command, "
         f"{ratios['translated_seconds']} for translating; "
-        f"BLEU {scores['stock']:.2f} (stock, float32) and {scores['ours']:.2f} (ours, bfloat16)"
+        f"BLEU {scores['stock']:.2f} (stock, float32) and {scores['ours']:.2f} (ours, {DTYPE})"
     )
 
 

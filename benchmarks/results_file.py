@@ -123,6 +123,11 @@ def machine():
     }
 
 
+def faster_dtype():
+    """The faster products of this machine, as the recipes choose them: bfloat16 with AMX, float32 without."""
+    return "bfloat16" if machine()["amx"] else "float32"
+
+
 def versions():
     """Versions of Python, torch and fairseq, and whether the plug-in's compiled kernels are there."""
     fairseq = importlib.metadata.packages_distributions().get("fairseq", [])
@@ -217,14 +222,14 @@ is said. BERT: masked LM in blocks of up to 512 tokens, stock is fairseq's `robe
 
 HOOK = """## Gradient-norm hook
 
-Ours with `--grad-norm-interval` against ours without, paper's IWSLT14 size, bfloat16. By the clock in the hook: its
+Ours with `--grad-norm-interval` against ours without, paper's IWSLT14 size, bfloat16 products with AMX and float32 without. By the clock in the hook: its
 seconds in the measured updates (`hook_timer.py`) over all other seconds of the same process. Between processes: how
 much longer the updates took than in the process without the hook; a few per cent are noise."""
 
 DECODING = """## Decoding
 
-fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16 products, the
-sentences in shards over the cores, one process each, as the recipes decode. The same weights. Whole command: from its
+fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16
+products with AMX and float32 without, the sentences in shards over the cores, one process each, as the recipes decode. The same weights. Whole command: from its
 start to its end, loading included. Translating: fairseq's own "Translated ... in", of the slowest shard. Peak memory:
 the sum over the shards, shared pages counted in each. BLEU: tokenized, against fairseq-generate's `T-` lines."""
 

@@ -122,7 +122,7 @@ def bert(about, size, layers, compute_dtype):
 def hook(interval, goal):
     """A row of ours without and with the gradient-norm hook."""
     sides = {
-        name: ours(PAPER, "bfloat16", 6, "--grad-norm-interval", str(value))
+        name: ours(PAPER, results_file.faster_dtype(), 6, "--grad-norm-interval", str(value))
         for name, value in (("without", 0), ("with", interval))
     }
     return Row(f"gradient norms, interval {interval}", sides, goal, hook_interval=interval)
