@@ -222,16 +222,18 @@ is said. BERT: masked LM in blocks of up to 512 tokens, stock is fairseq's `robe
 
 HOOK = """## Gradient-norm hook
 
-Ours with `--grad-norm-interval` against ours without, paper's IWSLT14 size, bfloat16 products with AMX and float32 without. By the clock in the hook: its
-seconds in the measured updates (`hook_timer.py`) over all other seconds of the same process. Between processes: how
-much longer the updates took than in the process without the hook; a few per cent are noise."""
+Ours with `--grad-norm-interval` against ours without, paper's IWSLT14 size, bfloat16 products with AMX and float32
+without. By the clock in the hook: its seconds in the measured updates (`hook_timer.py`) over all other seconds of the
+same process. Between processes: how much longer the updates took than in the process without the hook; a few per cent
+are noise."""
 
 DECODING = """## Decoding
 
-fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16
-products with AMX and float32 without, the sentences in shards over the cores, one process each, as the recipes decode. The same weights. Whole command: from its
-start to its end, loading included. Translating: fairseq's own "Translated ... in", of the slowest shard. Peak memory:
-the sum over the shards, shared pages counted in each. BLEU: tokenized, against fairseq-generate's `T-` lines."""
+fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16 products with
+AMX and float32 without, the sentences in shards over the cores, one process each, as the recipes decode. The same
+weights. Whole command: from its start to its end, loading included. Translating: fairseq's own "Translated ... in", of
+the slowest shard. Peak memory: the sum over the shards, shared pages counted in each. BLEU: tokenized, against
+fairseq-generate's `T-` lines."""
 
 GRADIENTS = """## Figure 3
 
