@@ -10,8 +10,9 @@ RESULTS.md in ``--out``.
 What is measured
     stock   the checkpoint's weights under ``--arch transformer`` (the names of the parameters are fairseq's), float32,
             without our plug-in; one process with as many threads as there are cores, which is fairseq's default
-    ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere; one process of one thread for each core, a shard of the
-            sentences each, in batches of at most 50 sentences, as recipes/common.sh decodes
+    ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere; one process of one
+            thread for each core, a shard of the sentences each, in batches of at most 50 sentences, as
+            recipes/common.sh decodes
 
     The two run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
     until the last shard ends), fairseq's own "Translated ... in S s" (of ours, the slowest shard's), and peak memory
