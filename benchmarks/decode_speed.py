@@ -11,8 +11,8 @@ What is measured
     stock   the checkpoint's weights under ``--arch transformer`` (the names of the parameters are fairseq's), float32,
             without our plug-in; one process with as many threads as there are cores, which is fairseq's default
     ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere; one process of one
-            thread for each core, a shard of the sentences each, in batches of at most 50 sentences, as
-            recipes/common.sh decodes
+            thread for each core, a shard of the sentences each, in two batches or more, as recipes/common.sh
+            decodes
 
     The two run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
     until the last shard ends), fairseq's own "Translated ... in S s" (of ours, the slowest shard's), and peak memory
@@ -34,7 +34,7 @@ import results_file
 from processes import ROOT, Process, cores, end_in_order, environment, failure, reason, say
 
 GOAL = 2.5
-SENTENCES_A_BATCH = 50  # of ours; as recipes/common.sh
+SENTENCES_A_SHARD = 50  # at least, of ours; as recipes/common.sh
 
 #: The search of appendix A.1 of the paper, as the recipes have it; and all sentences, where fairseq drops a last batch.
 COMMON = (
@@ -111,19 +111,19 @@ def stock_arguments(data_bin, checkpoint, subset):
     return ["-m", "fairseq_cli.generate", data_bin, "--path", checkpoint, "--gen-subset", subset, *COMMON]
 
 
-def shard_arguments(data_bin, checkpoint, subset, shards, shard):
+def shard_arguments(data_bin, checkpoint, subset, sentences, shards, shard):
     """What follows the Python program for one shard of ours (world size and rank only cut the batches into shards)."""
     return [
         *stock_arguments(data_bin, checkpoint, subset),
         *OURS,
-        *("--batch-size", str(SENTENCES_A_BATCH)),
+        *("--batch-size", str(-(-sentences // (2 * shards)))),
         *("--distributed-world-size", str(shards), "--distributed-rank", str(shard)),
     ]
 
 
 def shards_of(sentences):
     """Shards and threads of each: one shard a core, but none without a batch."""
-    shards = min(cores(), -(-sentences // SENTENCES_A_BATCH))
+    shards = min(cores(), -(-sentences // SENTENCES_A_SHARD))
     return shards, max(1, cores() // shards)
 
 
@@ -185,7 +185,8 @@ def measure(data, subset, checkpoint, stock_checkpoint, pairs):
     shards, threads = shards_of(sentences)
     stock = [sys.executable, *stock_arguments(str(data.folder), str(stock_checkpoint), subset)]
     ours = [
-        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, shards, shard)] for shard in range(shards)
+        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, sentences, shards, shard)]
+        for shard in range(shards)
     ]
     # torch loads the Namespace in a checkpoint only so, without our plug-in
     loading = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
@@ -263,7 +264,7 @@ def main():
         "stock": results_file.shown(["python", *stock_arguments(data.name, "stock.pt", args.gen_subset)]),
         "ours": results_file.shown(
             [f"OMP_NUM_THREADS={threads}", f"MKL_NUM_THREADS={threads}", "python"]
-            + shard_arguments(data.name, args.checkpoint.name, args.gen_subset, shards, "SHARD")
+            + shard_arguments(data.name, args.checkpoint.name, args.gen_subset, sentences, shards, "SHARD")
         ),
     }
     results_file.save(args.out, "decoding", name, numbers)

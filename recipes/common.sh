@@ -690,10 +690,12 @@ train() {
 
 # decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUT.shard*.txt.
 decode() {
-  local checkpoint=$1 subset=$2 out=$3 shards lines i pids=() failed=''
+  local checkpoint=$1 subset=$2 out=$3 shards lines sentences i pids=() failed=''
   lines=$(wc -l <"$TEXT/$(text_of "$subset").$TGT")
   shards=$((GPUS > 0 ? GPUS : $(cores)))
-  ((shards * 50 <= lines)) || shards=$(((lines + 49) / 50)) # --batch-size 50 below: no shard is without a batch
+  ((shards * 50 <= lines)) || shards=$(((lines + 49) / 50))
+  # two batches a shard at least, of long and of short sentences: none is without one, and all end at about the same time
+  sentences=$(((lines + 2 * shards - 1) / (2 * shards)))
   rm -f "$out".shard*
   mkdir -p "$(dirname "$out")"
   for ((i = 0; i < shards; i++)); do
@@ -702,7 +704,7 @@ decode() {
       use_gpu "$i"
       # world size and rank cut the batches into shards here; fairseq-generate starts no workers
       exec fairseq-generate "$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT" \
-        --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size 50 "${EVERY_SENTENCE[@]}" \
+        --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size "$sentences" "${EVERY_SENTENCE[@]}" \
         --distributed-world-size "$shards" --distributed-rank "$i" --no-progress-bar
     ) </dev/null >"$out.shard$i.txt" 2>"$out.shard$i.log" &
     pids+=($!)
