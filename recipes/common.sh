@@ -667,7 +667,8 @@ train() {
   ((${#launch[@]} > 0)) || launch=(fairseq-train)
   log "$3: $MAX_TOKENS tokens an update, at most $LENGTH ${UNIT}s; log: $RUN_FOLDER/train.log"
   set +e
-  "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 | tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
+  "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 |
+    tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
   status=${PIPESTATUS[0]} # of fairseq-train
   set -e
   if ((status == 0)); then

@@ -246,6 +246,14 @@ def test_one_language_twice_is_refused(raw, tmp_path):
     refused(own(raw, tmp_path / "out", "--tgt", "de"), "--src and --tgt are both de")
 
 
+def test_a_rare_trace_of_processing_leaves_train_and_is_counted(raw, tmp_path):
+    """`@@` as in a motto of one raw line of 200 is no BPE; the pair goes, or its BPE could not be undone."""
+    pairs = numbers(0, 200)
+    write_pairs(raw / "train", [*pairs[:-1], (pairs[-1][0], "a sign says @@ home @@")])
+    facts = made(tmp_path / "out", own(raw, tmp_path / "out"))
+    assert facts["dropped"] == {"a side holds &apos; or @@": 1} and facts["pairs"]["train"] == 199
+
+
 def test_ones_own_text_with_the_languages_swapped_is_refused(raw, tmp_path):
     """English in train.de."""
     write_pairs(raw / "train", [(f"the {english}", german) for german, english in numbers(0, 40)])

@@ -33,11 +33,15 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
         raise parallel_text.CorpusError(f"--src and --tgt are both {args.src}; give two languages")
     prefixes = {"train": args.train, "valid": args.valid, "test": args.test}
     raw = {split: parallel_text.read_pairs(prefix, args.src, args.tgt) for split, prefix in prefixes.items()}
-    for split, pairs in raw.items():  # every file is checked before the minutes of tokenizing
-        for side, code in enumerate((args.src, args.tgt)):
-            parallel_text.refuse_processed((pair[side] for pair in pairs), f"{prefixes[split]}.{code}")
-        parallel_text.check_languages(pairs, args.src, args.tgt)
     dropped: Counter[str] = Counter()
+    for split, pairs in raw.items():  # every file is checked before the minutes of tokenizing
+        names = [f"{prefixes[split]}.{code}" for code in (args.src, args.tgt)]
+        parallel_text.check_languages(pairs, args.src, args.tgt)
+        if split != "test":
+            raw[split] = parallel_text.without_processed(pairs, names, dropped)
+        else:
+            for side, name in enumerate(names):
+                parallel_text.refuse_processed((pair[side] for pair in pairs), name)
     splits = {}
     for split, pairs in raw.items():
         parallel_text.say(f"tokenizing {len(pairs):,} pairs of {split} ...")

@@ -31,6 +31,7 @@ Pair = tuple[str, str]  # (source sentence, target sentence)
 MAX_WORDS = 175  # of either side, as fairseq's IWSLT14 preparation
 MAX_RATIO = 1.5  # longer side / shorter side, the same
 MAX_SUBWORDS = 1000  # fairseq's models take 1,024 positions: a longer line would stop the first validation
+MAX_PROCESSED = 0.01  # share of raw pairs that may hold such a trace by accident
 SEGMENT = re.compile(r"<seg id=\"\d+\">(.*?)</seg>")  # a sentence of a campaign's dev or test file
 ALREADY_PROCESSED = re.compile(r"&apos;|@@(?: |$)")  # what a Moses tokenizer and subword-nmt leave in a text
 
@@ -139,6 +140,20 @@ def refuse_processed(lines: Iterable[str], name: str) -> None:
                 f"{name}, line {number}: {found.group().strip()!r} shows that this text was already tokenized or "
                 "BPE'd; give the text as it was before that"
             )
+
+
+def without_processed(pairs: list[Pair], names: list[str], dropped: Counter[str]) -> list[Pair]:
+    """Pairs of train or valid without what looks like an escape or a BPE mark, which raw text has here and there.
+
+    A text where that is common is refused, by the names of its two files. `dropped` counts the pairs left out.
+    """
+    kept = [pair for pair in pairs if not any("@@" in line or "&apos;" in line for line in pair)]
+    if len(pairs) - len(kept) > MAX_PROCESSED * len(pairs):
+        for side, name in enumerate(names):
+            refuse_processed((pair[side] for pair in pairs), name)
+    if len(kept) < len(pairs):
+        dropped["a side holds &apos; or @@"] += len(pairs) - len(kept)
+    return kept
 
 
 # --------------------------------------------------------------------------------------- tokenizing, cleaning, splits

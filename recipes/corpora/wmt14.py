@@ -41,7 +41,6 @@ LANGS = ("en", "de")
 MERGES = 37000
 MAX_WORDS = 250  # of either side, as fairseq's WMT14 preparation
 MAX_RATIO = 9  # longer side / shorter side: Moses' usual one; fairseq's 1.5 leaves much less than the paper's 4.5 million pairs
-MAX_PROCESSED = 0.01  # share of raw lines that may hold what looks like an escape or a BPE mark: the web's own
 TRAIN = {
     "europarl-v7.de-en": "Europarl v7",
     "commoncrawl.de-en": "Common Crawl",
@@ -149,17 +148,6 @@ def sentence_case(tokens: list[str]) -> list[str]:
     return result
 
 
-def unprocessed(text: str, paths: dict[str, Path], pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
-    """Pairs without a trace of tokenizing or BPE, which the web has here and there; refuse a text where that is common."""
-    kept = [pair for pair in pairs if not any("@@" in line or "&apos;" in line for line in pair)]
-    if len(pairs) - len(kept) > MAX_PROCESSED * len(pairs):
-        for side, lang in enumerate(LANGS):
-            parallel_text.refuse_processed((pair[side] for pair in pairs), str(paths[lang]))
-    if len(kept) < len(pairs):
-        dropped["a side holds &apos; or @@"] += len(pairs) - len(kept)
-    return kept
-
-
 def check_lines(text: str, pairs: list[Pair], lines: int) -> None:
     """Refuse a news test that is not whole."""
     if len(pairs) == lines:
@@ -199,7 +187,8 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
         for text, pairs in raw.items():
             parallel_text.check_languages(pairs, *LANGS)
             if text in train:
-                raw[text] = unprocessed(text, found[text], pairs, dropped)
+                names = [str(found[text][lang]) for lang in LANGS]
+                raw[text] = parallel_text.without_processed(pairs, names, dropped)
             else:
                 for side, lang in enumerate(LANGS):
                     parallel_text.refuse_processed((pair[side] for pair in pairs), str(found[text][lang]))
