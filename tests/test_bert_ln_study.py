@@ -20,6 +20,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq_cli import preprocess as fairseq_preprocess
 from fairseq_cli import train as fairseq_train_here
 from fairseq_cli import validate as fairseq_validate
+from omegaconf import OmegaConf
 from reference import bert_features, masked_lm_logits
 
 from fairseq_lnplugin import cli
@@ -299,6 +300,15 @@ def test_the_named_sizes(arch, sizes):
     given = Namespace(encoder_layers=3)
     ARCH_CONFIG_REGISTRY[arch](given)
     assert given.encoder_layers == 3
+
+
+def test_a_yaml_file_builds_the_same_model():
+    """fairseq-hydra-train gives its settings as an OmegaConf: our flags are kept, the task tells the positions."""
+    torch.manual_seed(7)
+    model = build_model(OmegaConf.create({"_name": "bert_ln_study_tiny", "ln_position": "pre"}), TASK)
+    assert model.max_positions() == 16
+    ours, theirs = model.state_dict(), build("pre").state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("scheme", ["fairseq", "xavier_uniform", "xavier_normal"])
