@@ -1,6 +1,7 @@
 """Tests of fairseq_lnplugin/study/significance.py: the paired bootstrap test between two runs' translations."""
 
 import random
+import re
 
 import pytest
 from run_folders import EPOCHS, POST, PRE, PRE_SETTINGS, table, write_run, write_translations
@@ -9,6 +10,7 @@ from sacrebleu.significance import PairedTest
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study.run_folder import read_study
+from fairseq_lnplugin.study.score import split_compounds
 from fairseq_lnplugin.study.significance import differences
 from fairseq_lnplugin.study.tables import by_name
 
@@ -47,6 +49,21 @@ def test_score_and_p_value_are_sacrebleus_own(tmp_path):
     assert (test.name, test.other, test.seed, test.refusal) == (PRE, POST, 1, "")
     assert (test.bleu, test.other_bleu, test.p_value) == (expected[1].score, expected[0].score, expected[1].p_value)
     assert "case:lc" in test.signature and "bs:1000|seed:12345" in test.signature
+
+
+def test_hyphenated_words_are_taken_apart_where_the_score_says_so(tmp_path):
+    """WMT14's scores: BLEU on both sides' split text, as fairseq-ln score --compound-split has it."""
+    targets = [line.replace(" ", "-", 1) for line in TARGETS]
+    post, pre = ([line.replace(" ", "-", 1) for line in worse(share, seed)] for share, seed in ((0.3, 1), (0.25, 2)))
+    for folder in two_runs(tmp_path, post, pre, targets):
+        scores = folder / "scores.tsv"
+        scores.write_text(re.sub(r"(case:lc[^\t]*tok:none[^\t]*)", r"\1|compounds:split", scores.read_text()))
+    write_translations(tmp_path / POST / "seed1", 2, post, targets)
+    (test,) = compared(tmp_path)
+    split = [split_compounds(texts) for texts in (pre, targets)]
+    metric = BLEU(lowercase=True, tokenize="none", force=True)
+    assert test.refusal == "" and test.bleu == pytest.approx(metric.corpus_score(split[0], [split[1]]).score)
+    assert test.bleu != pytest.approx(metric.corpus_score(pre, [targets]).score)
 
 
 def test_a_large_difference_is_significant_and_a_small_one_is_not(tmp_path):

@@ -226,12 +226,13 @@ def depth_section(groups):
         "seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    widest = 0.0
+    widest = {}
     for group, records in initial.items():
         expected = intervals.mean(last_w2(records, "expected_gradient"))
         unbiased = [value for value in last_w2(records, "unbiased_gradient") if value is not None]
         half = (expected.high - expected.low) / 2 / expected.value
-        widest = max(widest, 0.0 if math.isnan(half) else half)
+        if not math.isnan(half):
+            widest[group.weight_init] = max(widest.get(group.weight_init, 0.0), half)
         post = group.ln_position == "post"
         lines.append(
             f"| {group.weight_init} | {TITLES.get(group.ln_position, group.ln_position)} | {group.layers}-{group.layers} | "
@@ -244,7 +245,7 @@ def depth_section(groups):
         "",
         "*Unbiased*: what the expected gradient would come to with ever more mini-batches; the mean over N still holds 1/N of "
         "the mini-batches' variance."
-        + (f" The widest interval of the expected gradient is {100 * widest:.1f} % of its mean, either way." if widest else ""),
+        + "".join(f" `{name}`: the widest interval is +-{100 * half:.1f} % of its mean." for name, half in widest.items()),
         "",
     ]
     exponents = depth_exponents(groups)

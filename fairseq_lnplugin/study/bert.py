@@ -560,7 +560,7 @@ def figures(found):
     parts = ["## Figures"]
     for name, caption in CAPTIONS.items():
         if found[f"figures/{name}.png"]:
-            parts.append(f"{caption} ([SVG](figures/{name}.svg)).\n\n![{caption}](figures/{name}.png)")
+            parts.append(f"[![{caption}](figures/{name}.png)](figures/{name}.svg)\n\n*{caption}.*")
         else:
             parts.append(f"{caption} - no figure: there is no {'validation' if name == 'valid_loss' else 'fine-tuning'} yet.")
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ from fairseq_lnplugin.whole_file import replacing
 
 COMPOUND = re.compile(r"(\S)-(\S)")  # of "a-b-c" only the first hyphen, as in the scores that papers print
 UNKNOWN = re.compile(r"\s*<+unk>+\s*")
+COMPOUNDS_SPLIT = "|compounds:split"  # at the end of the signature
 LINE = re.compile(r"([HT])-(\d+)\t(.*)", re.DOTALL)
 NAMED = 5  # how many ids an error sentence names
 
@@ -97,7 +98,7 @@ def scores(hypotheses, references, lang, lowercase, compound_split=False):
     detokenized = sacrebleu.corpus_score(hypotheses, [references]).score
     return {
         "bleu": f"{tokenized:.2f}",
-        "bleu_signature": f"{bleu.get_signature()}{'|compounds:split' if compound_split else ''}",
+        "bleu_signature": f"{bleu.get_signature()}{COMPOUNDS_SPLIT if compound_split else ''}",
         "sacrebleu": f"{detokenized:.2f}",
         "sacrebleu_signature": str(sacrebleu.get_signature()),
     }

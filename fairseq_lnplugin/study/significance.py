@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
-from fairseq_lnplugin.study.score import LINE
+from fairseq_lnplugin.study.score import COMPOUNDS_SPLIT, LINE, split_compounds
 from fairseq_lnplugin.study.tables import TEST
 
 
@@ -97,6 +97,8 @@ def translations(run):
             f"{len(found['T'])} targets"
         )
     hypotheses, references = ([texts[number] for number in range(score.lines)] for texts in found.values())
+    if score.bleu_signature.endswith(COMPOUNDS_SPLIT):
+        hypotheses, references = split_compounds(hypotheses), split_compounds(references)
     return hypotheses, references, re.search(r"\bcase:lc\b", score.bleu_signature) is not None
 
 
