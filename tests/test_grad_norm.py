@@ -136,7 +136,7 @@ def test_the_norms_are_those_of_the_loss_per_target_token(whole):
     for name, parameter in model.named_parameters():
         stack, layer, matrix = place(name)
         expected[stack, str(layer), matrix] = parameter.grad.norm().item()
-    assert_equal_norms(of_update(whole.rows, 2), expected)
+    assert_equal_norms(of_update(whole.rows, 2), expected, rel=3e-5)  # float32 against float64; seen: 1.0e-5
 
 
 def test_halves_of_a_batch_give_the_norms_of_the_batch(whole, data_bin, fairseq_train, tmp_path):
