@@ -438,8 +438,8 @@ scaled_warmup() {
   local scale=${PRESET_ROW[warmup_scale]} updates
   if [[ -z $scale ]]; then
     updates=$(updates_per_epoch) || exit 1
-    [[ $updates == [0-9]* ]] || { echo "$1*$updates*$EPOCHS/17000" && return; }
-    scale=$(awk -v updates=$((updates * EPOCHS)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }')
+    [[ $updates == [0-9]* ]] || { echo "$1*$updates*$LENGTH/17000" && return; }
+    scale=$(awk -v updates=$((updates * LENGTH)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }')
   fi
   awk -v n="$1" -v scale="$scale" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }'
 }
@@ -453,9 +453,8 @@ describe() {
   RUN_FOLDER=$RUNS/$run/seed$seed
   epochs=${MAX_EPOCH:-${PRESET_ROW[max_epoch]}}
   if [[ -z $epochs ]] || ((epochs > ROW[epochs])); then epochs=${ROW[epochs]}; fi
-  EPOCHS=$epochs
+  LENGTH=$epochs
   [[ -z $AVERAGE ]] || ((AVERAGE <= epochs)) || die "AVERAGE=$AVERAGE: $run has only $epochs epochs to average"
-  LENGTH=$EPOCHS
 
   warmup=${ROW[warmup_updates]} hold=${ROW[hold_epochs]}
   # a warm-up of 1 is "none" at any length

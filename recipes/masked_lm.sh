@@ -42,7 +42,8 @@ masked_lm_settings() {
       die "FINETUNE_UPDATES: no checkpoint at update $value; preset $PRESET keeps one each ${LENGTHS[save_interval_updates]}" \
         "updates up to $UPDATES"
   done
-  [[ -z $MAX_EPOCH ]] || die "MAX_EPOCH does not go with $RECIPE.sh, whose runs are counted in updates: see recipes/masked_lm.tsv"
+  [[ -z $MAX_EPOCH$MAX_UPDATE$AVERAGE ]] ||
+    die "MAX_EPOCH, MAX_UPDATE and AVERAGE do not go with $RECIPE.sh: recipes/masked_lm.tsv has the lengths of its runs"
   GRID="updates ${UPDATES_LIST[*]}; batch ${BATCH_SIZE_LIST[*]}; lr ${LR_LIST[*]}; epochs ${EPOCHS_LIST[*]};"
   GRID+=" seeds ${FINETUNE_SEED_LIST[*]}"
 }
@@ -131,8 +132,7 @@ describe() {
   RUN_FOLDER=$RUNS/$run/seed$seed
   LENGTH=$UPDATES
   warmup=${ROW[warmup_updates]}
-  [[ -z $warmup ]] ||
-    warmup=$(awk -v n="$warmup" -v scale="${PRESET_ROW[warmup_scale]}" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }')
+  [[ -z $warmup ]] || warmup=$(scaled_warmup "$warmup")
   case ${ROW[schedule]}-${ROW[decay]} in
     polynomial_decay-) schedule=(--warmup-updates "$warmup" --total-num-update "$UPDATES") ;;
     no_warmup-linear) schedule=(--decay linear --total-updates "$UPDATES") ;;
@@ -152,7 +152,7 @@ describe() {
       unigram_loss "$UNIGRAM_LOSS" preset "$PRESET" task masked_lm arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" \
       weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" \
       schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs '' hold_updates '' decay "${ROW[decay]}" \
-      dropout "$DROPOUT" label_smoothing 0 tokens_per_sample "$TOKENS_PER_SAMPLE" max_tokens "$MAX_TOKENS" \
+      dropout "$DROPOUT" label_smoothing 0 tokens_per_sample "$TOKENS_PER_SAMPLE" batch "$BATCH" max_tokens "$MAX_TOKENS" \
       update_freq "$UPDATE_FREQ" max_epoch '' max_update "$UPDATES" seed "$seed" note "${ROW[note]}"
   )
 }

@@ -454,7 +454,7 @@ def test_without_text_libreoffices_help_is_asked_for(tree):
         ((), {"FINETUNE_SEEDS": "one"}, "take whole numbers from 1 on, not 'one'"),
         ((), {"FINETUNE_LRS": "high"}, "FINETUNE_LRS takes learning rates such as 1e-5, not 'high'"),
         ((), {"FINETUNE_LRS": "0.0"}, "not '0.0'"),
-        ((), {"MAX_EPOCH": "3"}, "MAX_EPOCH does not go with bert.sh"),
+        ((), {"MAX_EPOCH": "3"}, "MAX_EPOCH, MAX_UPDATE and AVERAGE do not go with bert.sh"),
         (("--figure", "5"), {}, "bert.sh has no flag --figure"),
         (("--stage", "train"), {}, "there is no stage 'train'; choose from 1=prepare, 2=pretrain, 3=finetune, 4=report"),
         (("--stage", "pretrain"), {}, "holds no prepared text; start with stage 1"),

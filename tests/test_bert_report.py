@@ -5,7 +5,6 @@ scikit-learn's F1, which is what fairseq computes.
 """
 
 import math
-from unittest import mock
 
 import pytest
 
@@ -68,11 +67,9 @@ def write_result(run, task, updates, seed, accuracy, f1, lr="5e-5", rows=None, *
 
 
 def report(study):
-    """The text of RESULTS.md of a study, and its other files but the figures, which take most of the time."""
-    nothing = {f"figures/{name}.{kind}": None for name in bert.CAPTIONS for kind in ("png", "svg")}
-    with mock.patch.object(bert, "draw", return_value=nothing):
-        files = bert.files(read_study(study))
-    return files["RESULTS.md"].decode(), files
+    """The text of RESULTS.md of a study, and its tables' files."""
+    text, _, files = bert.page(read_study(study))
+    return text, files
 
 
 @pytest.fixture
@@ -251,10 +248,9 @@ def test_a_study_under_way_is_reported_with_what_there_is(tmp_path):
     """No log yet, no fine-tuning: no figure, and said so."""
     folder = write_run(tmp_path, [], done=False)
     (folder / "train.log").unlink()
-    files = bert.files(read_study(tmp_path))
-    text = files["RESULTS.md"].decode()
+    text, drawings, _ = bert.page(read_study(tmp_path))
     assert f"**Not finished**: {POST} seed 1" in text
-    assert files["figures/valid_loss.png"] is None and "no figure: there is no validation yet" in text
+    assert drawings == [] and "Validation loss against updates (figure 5a)" in text and "nothing to draw yet" in text
 
 
 def test_results_tsv_has_a_row_a_run(study):
@@ -267,7 +263,7 @@ def test_results_tsv_has_a_row_a_run(study):
 
 
 def test_the_command_writes_tables_and_figures_twice_the_same(study, tmp_path, capsys):
-    """Fairseq-ln report: the page in two forms, two tables, two figures in two forms; the same bytes each time."""
+    """Fairseq-ln report: RESULTS.md, two tables, two figures in two forms; the same bytes each time."""
     contents = []
     for name in "ab":
         assert cli.main(["report", str(study), "--out", str(tmp_path / name)]) == 0
@@ -277,7 +273,7 @@ def test_the_command_writes_tables_and_figures_twice_the_same(study, tmp_path, c
         *("RESULTS.md", "RESULTS.html", "results.tsv", "finetunings.tsv"),
         *(f"figures/{name}.{kind}" for name in ("valid_loss", "finetuning") for kind in ("png", "svg")),
     }
-    assert "3 runs of figure 5" in capsys.readouterr().out
+    assert "3 runs, 2 figures" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ and the accuracy of fine-tuned checkpoints at equal updates (appendix A.3: a sea
 95 % interval on the validation set).
 """
 
-import logging
 import math
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean
-from fairseq_lnplugin.study import page, tables, wording
+from fairseq_lnplugin.study import tables
+from fairseq_lnplugin.study.page import VERSIONS, Drawing, by_value, commit, known, perplexity, shown, values
 from fairseq_lnplugin.study.run_folder import damaged, number, read_validations, read_values
+from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named
 
 #: Wikipedia and BookCorpus (section 4.1).
 PAPER_WORDS = 3_400_000_000
@@ -123,18 +124,18 @@ def read_finetunings(run):
     """
     found = []
     for path in run.folder.glob("finetune/*/*/result.tsv"):
-        values = read_values(path, RESULT)
+        result = read_values(path, RESULT)
         try:
-            whole = {name: int(values[name]) for name in RESULT if name not in ("task", "lr", "accuracy", "f1")}
-            scores = [number(values[name] or math.nan) for name in ("accuracy", "f1")]
-            float(values["lr"])
-            if values["task"] not in TASKS or not all(math.isnan(score) or 0 <= score <= 100 for score in scores):
-                raise ValueError(values["task"])
+            whole = {name: int(result[name]) for name in RESULT if name not in ("task", "lr", "accuracy", "f1")}
+            scores = [number(result[name] or math.nan) for name in ("accuracy", "f1")]
+            float(result["lr"])
+            if result["task"] not in TASKS or not all(math.isnan(score) or 0 <= score <= 100 for score in scores):
+                raise ValueError(result["task"])
         except ValueError:
             raise damaged(path, "a value is no number", f"delete {path.parent} and run the recipe again") from None
         rows = whole.pop("rows_of_class_0"), whole.pop("rows_of_class_1")
         found.append(
-            Finetuning(run=run, task=values["task"], lr=values["lr"], rows=rows, accuracy=scores[0], f1=scores[1], **whole)
+            Finetuning(run=run, task=result["task"], lr=result["lr"], rows=rows, accuracy=scores[0], f1=scores[1], **whole)
         )
     return sorted(found, key=lambda f: (f.task, f.updates, f.batch_size, float(f.lr), f.epochs, f.seed))
 
@@ -239,20 +240,25 @@ def updates_of(run, losses):
     return max([run.updates, *(update for update, _ in losses[run.folder])])
 
 
-# -- the files --
+# -- the report --
 
 
-def files(runs):
-    """The report's files: name -> bytes, None for one that must not be there; RESULTS.md comes last."""
+def page(runs):
+    """The text of RESULTS.md, its figures as a list of Drawing, and the tables' files: name -> bytes.
+
+    Raises:
+        RunFolderError: a result.tsv is damaged.
+
+    """
     losses = {run.folder: read_validations(run.folder / "train.log") for run in runs}
     finetunings = [item for run in runs for item in read_finetunings(run)]
     worth = levels(finetunings)
-    found = {
+    drawings = drawings_of(runs, losses, finetunings, worth)
+    files = {
         "results.tsv": tsv(COLUMNS, results(runs, losses)),
         "finetunings.tsv": tsv(("run", "pretraining_seed", *RESULT, "one_answer"), map(finetuning_row, finetunings)),
     }
-    found |= draw(runs, losses, finetunings, worth)
-    return found | {"RESULTS.md": markdown(runs, losses, finetunings, worth, found).encode()}
+    return markdown(runs, losses, finetunings, worth, drawings), drawings, files
 
 
 def tsv(columns, rows):
@@ -262,25 +268,18 @@ def tsv(columns, rows):
 
 def finetuning_row(item):
     """The row of a fine-tuning in finetunings.tsv."""
-    values = [item.run.name, item.run.seed, item.task, item.updates, *item.cell, item.seed, *item.rows]
-    values += [None if math.isnan(score) else score for score in (item.accuracy, item.f1)]
-    return [tables.text(value) for value in [*values, item.one_answer]]
+    values_of = [item.run.name, item.run.seed, item.task, item.updates, *item.cell, item.seed, *item.rows]
+    values_of += [None if math.isnan(score) else score for score in (item.accuracy, item.f1)]
+    return [tables.text(value) for value in [*values_of, item.one_answer]]
 
 
-def draw(runs, losses, finetunings, worth):
-    """The figures' files; None for one without data, whose old files have to go."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    try:
-        from fairseq_lnplugin.study import plots
-    except ImportError as error:
-        raise SystemExit(f"fairseq-ln report: the figures need matplotlib ({error}); pip install matplotlib") from None
-    style = plots.styles([run.name for run in runs])
-    figures = dict.fromkeys(CAPTIONS)
-    if curves := tables.curves(runs, lambda run: losses[run.folder]):
+def drawings_of(runs, losses, finetunings, worth):
+    """The figures of which there is something to draw."""
+    found = []
+    if curves := loss_curves(runs, losses):
         unigram = sorted({float(run.settings["unigram_loss"]) for run in runs if run.settings.get("unigram_loss")})
-        figures["valid_loss"] = plots.loss_by_update(
-            curves, style, "validation loss (base 2, masked subwords)", unigram, FREQUENCIES
-        )
+        arguments = (curves, "validation loss (base 2, masked subwords)", unigram, FREQUENCIES)
+        found.append(Drawing("valid_loss", CAPTIONS["valid_loss"], runs, "loss_by_update", arguments))
     panels = []
     for task, measure in MEASURES:
         of_task = [level for level in worth if level.task == task]
@@ -291,19 +290,23 @@ def draw(runs, losses, finetunings, worth):
             panels.append((label, [(level.name, level.updates, getattr(level, measure)) for level in of_task], line))
     if panels:
         labels = {run.name: run.short_name for run in runs}
-        figures["finetuning"] = plots.estimates_by_update(panels, style, labels, "majority class")
-    return {
-        f"figures/{name}.{kind}": plots.rendered(figure, kind) if figure else None
-        for name, figure in figures.items()
-        for kind in ("png", "svg")
-    }
+        arguments = (panels, labels, "majority class")
+        found.append(Drawing("finetuning", CAPTIONS["finetuning"], runs, "estimates_by_update", arguments))
+    return found
 
 
-# -- RESULTS.md --
+def loss_curves(runs, losses):
+    """Validation loss against the update; a diverged run ends at the update of its divergence."""
+    curves = []
+    for curve, run in ((curve, run) for run in runs for curve in tables.curves([run], lambda run: losses[run.folder])):
+        label = tables.legend_label(run.short_name, tables.by_name(runs)[run.name])
+        end = curve.end and (run.diverged.update, curve.end[1])
+        curves.append(curve._replace(label=label, end=end))
+    return curves
 
 
-def markdown(runs, losses, finetunings, worth, found):
-    """The text of RESULTS.md; ``found``: the other files."""
+def markdown(runs, losses, finetunings, worth, drawings):
+    """The text of RESULTS.md."""
     raced = races(runs, losses)
     parts = [
         heading(runs),
@@ -314,14 +317,14 @@ def markdown(runs, losses, finetunings, worth, found):
         beside_the_papers(runs, losses, raced, worth),
         *(table_of_task(task, runs, finetunings, worth) for task in TASKS),
         one_answer_for_all(finetunings),
-        figures(found),
+        figures(drawings),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def heading(runs):
     """Title and origin; the size of the text stands in the first line."""
-    data, presets = (", ".join(page.values(runs, name)) for name in ("data", "preset"))
+    data, presets = (", ".join(values(runs, name)) for name in ("data", "preset"))
     title = f"# Figure 5 (BERT): {data}, {words_text(runs)}, preset {presets}"
     return f"{title}\n\nWritten by `fairseq-ln report` from the run folders; a change here is lost at the next report."
 
@@ -338,20 +341,20 @@ def words_text(runs):
 def warnings(runs, losses):
     """What a reader must know before any number."""
     lines = []
-    unfinished = [wording.named(run) for run in runs if not run.done]
+    unfinished = [named(run) for run in runs if not run.done]
     if unfinished:
         lines.append(f"**Not finished**: {', '.join(unfinished)}. Numbers are of what there is so far.")
-    odd = [wording.named(run) for run in runs if run.diverged and run.settings["ln_position"] == "pre"]
+    odd = [named(run) for run in runs if run.diverged and run.settings["ln_position"] == "pre"]
     if odd:
         lines.append(f"**Pre-LN diverged**, which is not expected: {', '.join(odd)}.")
-    idle = [wording.named(run) for run in runs if learned_nothing(run, losses)]
+    idle = [named(run) for run in runs if learned_nothing(run, losses)]
     if idle:
         lines.append(
             f"**No better than the subwords' frequencies**: {', '.join(idle)}. The last validation loss is not below what a "
             "model has that knows how frequent each subword is, and nothing else."
         )
     for name, what in (("data", "texts"), ("words", "sizes of the text"), ("preset", "presets")):
-        found = wording.distinct(run.settings.get(name) or "unknown" for run in runs)
+        found = distinct(run.settings.get(name) or "unknown" for run in runs)
         if len(found) > 1:
             lines.append(f"**Different {what}** ({', '.join(found)}): such runs cannot be compared.")
     return "\n\n".join(f"> {line}" for line in lines)
@@ -367,19 +370,19 @@ def learned_nothing(run, losses):
 def what_was_run(runs):
     """Data, code, versions, device, command, and the settings that all runs share."""
     states = [tables.state(run) for run in runs]
-    count_of_states = ", ".join(f"{states.count(state)} {state}" for state in wording.distinct(states))
+    count_of_states = ", ".join(f"{states.count(state)} {state}" for state in distinct(states))
     lines = [
         f"- runs: {len(tables.by_name(runs))}, with their seeds {len(runs)}: {count_of_states}",
-        f"- text: {', '.join(f'`{name}`' for name in page.values(runs, 'data'))}, {words_text(runs)}",
-        f"- commit: {page.by_value(runs, page.commit)}",
+        f"- text: {', '.join(f'`{name}`' for name in values(runs, 'data'))}, {words_text(runs)}",
+        f"- commit: {by_value(runs, commit)}",
     ]
-    for name in (*page.VERSIONS, "device", "threads"):
-        lines.append(f"- {name}: {page.by_value(runs, lambda run, name=name: page.known(run, name))}")
+    for name in (*VERSIONS, "device", "threads"):
+        lines.append(f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}")
     shared, _ = tables.split_settings(runs)
     text = "## What was run\n\n" + "\n".join(lines)
     text += "\n\nSettings of all runs: " + ", ".join(f"{name} {value}" for name, value in shared.items()) + "."
     first = next((run for run in runs if run.command), None)
-    return text + (f"\n\nThe command of the first run, {wording.named(first)}:\n\n```\n{first.command}\n```" if first else "")
+    return text + (f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```" if first else "")
 
 
 def table_of_runs(runs, losses):
@@ -394,18 +397,18 @@ def table_of_runs(runs, losses):
         rows.append(
             [
                 *(run.name, run.seed, *(run.settings.get(name) for name in differing), tables.state(run)),
-                *(f"{updates_of(run, losses):,}", wording.decimals(last, 3), wording.decimals(best, 3)),
-                *(wording.decimals(last and page.perplexity(last), 1), wording.duration(run.wall_seconds)),
+                *(f"{updates_of(run, losses):,}", decimals(last, 3), decimals(best, 3)),
+                *(decimals(last and perplexity(last), 1), duration(run.wall_seconds)),
                 run.diverged and run.diverged.update,
             ]
         )
-    unigram = wording.distinct(run.settings.get("unigram_loss") for run in runs if run.settings.get("unigram_loss"))
+    unigram = distinct(run.settings.get("unigram_loss") for run in runs if run.settings.get("unigram_loss"))
     text = "Validation loss is fairseq's: bits a masked subword, on the same masked positions in every run of a seed."
     if unigram:
         text += f" Knowing the subwords' frequencies alone gives about {', '.join(unigram)}."
     notes = {run.name: run.settings["note"] for run in runs if run.settings.get("note")}
     text += "".join(f"\n- {name}: {note}" if i else f"\n\n- {name}: {note}" for i, (name, note) in enumerate(notes.items()))
-    return f"## Pre-training\n\n{wording.grid(header, rows)}\n\n{text}"
+    return f"## Pre-training\n\n{grid(header, rows)}\n\n{text}"
 
 
 def who_is_faster(raced):
@@ -415,13 +418,13 @@ def who_is_faster(raced):
     header = ["Pre-LN", "Post-LN", "seed", "Post-LN's final loss", "its updates", "Pre-LN has it at update", "updates saved"]
     rows = [
         [
-            *(race.pre.name, race.post.name, race.pre.seed, wording.decimals(race.loss, 3), f"{race.post_updates:,}"),
+            *(race.pre.name, race.post.name, race.pre.seed, decimals(race.loss, 3), f"{race.post_updates:,}"),
             *(pre_updates(race), saving(race)),
         ]
         for race in raced
     ]
     text = "Between two validations the loss is taken as linear. Updates saved: of Post-LN's."
-    return f"## Updates to Post-LN's final loss\n\n{wording.grid(header, rows)}\n\n{text}"
+    return f"## Updates to Post-LN's final loss\n\n{grid(header, rows)}\n\n{text}"
 
 
 def pre_updates(race):
@@ -442,7 +445,7 @@ def beside_the_papers(runs, losses, raced, worth):
     """The paper's numbers and ours."""
     paper_saving = 100 * (1 - PAPER_UPDATES["pre"] / PAPER_UPDATES["post"])
     rows = [["words of text", "3.4B", words_only(runs)]]
-    rows.append(["model", "BERT base (12 layers, 768, 12 heads)", ", ".join(page.values(runs, "arch"))])
+    rows.append(["model", "BERT base (12 layers, 768, 12 heads)", ", ".join(values(runs, "arch"))])
     for race in raced:
         of_seed = f", seed {race.pre.seed}" if len(raced) > 1 else ""
         rows += [
@@ -468,13 +471,13 @@ def beside_the_papers(runs, losses, raced, worth):
         text = f"**No reproduction**: {'; '.join(other)}."
     else:
         text = "Preset paper, on about as much text as the paper's; its text itself is not to be had."
-    return f"## Ours beside the paper's\n\n{text}\n\n{wording.grid(['what', 'paper', 'ours'], rows)}"
+    return f"## Ours beside the paper's\n\n{text}\n\n{grid(['what', 'paper', 'ours'], rows)}"
 
 
 def not_the_papers(runs):
     """What makes these runs another experiment than the paper's, as a list of phrases; [] for none."""
-    presets = [name for name in page.values(runs, "preset") if name != "paper"]
-    phrases = [f"preset {', '.join(presets)} ({', '.join(page.values(runs, 'arch'))})"] if presets else []
+    presets = [name for name in values(runs, "preset") if name != "paper"]
+    phrases = [f"preset {', '.join(presets)} ({', '.join(values(runs, 'arch'))})"] if presets else []
     words = [run.settings.get("words", "") for run in runs]
     if not all(count.isdecimal() and int(count) >= 0.9 * PAPER_WORDS for count in words):
         phrases.append(words_text(runs))
@@ -483,7 +486,7 @@ def not_the_papers(runs):
 
 def words_only(runs):
     """The number of words, with thousands' commas; "" where no run tells."""
-    found = wording.distinct(run.settings["words"] for run in runs if run.settings.get("words", "").isdecimal())
+    found = distinct(run.settings["words"] for run in runs if run.settings.get("words", "").isdecimal())
     return ", ".join(f"{int(words):,}" for words in found)
 
 
@@ -509,26 +512,26 @@ def table_of_task(task, runs, finetunings, worth):
     accuracy, f1 = constant(rows_of_class, answer)
     header = ["run", "pre-training updates", "batch, lr, epochs", "seeds", "accuracy (%)", "F1 of class 1 (%)"]
     header += ["one answer for all", "cells searched", "left out"]
-    grid = [
+    rows = [
         [
             *(level.name, f"{level.updates:,}", cell_name(level.cell), level.count),
-            *(wording.interval(level.accuracy, 1), wording.interval(level.f1, 1), f"{level.stuck} of {level.count}"),
+            *(interval(level.accuracy, 1), interval(level.f1, 1), f"{level.stuck} of {level.count}"),
             *(level.searched, "; ".join(level.left_out)),
         ]
         for level in worth
         if level.task == task
     ]
-    searched = {name: wording.distinct(str(getattr(item, name)) for item in of_task) for name in SEARCHED}
+    searched = {name: distinct(str(getattr(item, name)) for item in of_task) for name in SEARCHED}
     seeds = sorted({item.seed for item in of_task})
     search = ", ".join(f"{words} {'/'.join(searched[name])}" for name, words in SEARCHED.items())
     text = (
         f"On the {sum(rows_of_class)} rows of dev, after the last epoch. Always answering class {answer}, the majority: accuracy "
-        f"{accuracy:.1f}, F1 {f1:.1f}. Searched: {search}, {wording.count(len(seeds), 'seed')} each "
+        f"{accuracy:.1f}, F1 {f1:.1f}. Searched: {search}, {count(len(seeds), 'seed')} each "
         f"({', '.join(map(str, seeds))}); shown is the cell of the best mean accuracy, with the 95 % t-interval over its seeds, "
         "none dropped. The search is on the same rows, as in the paper, so the best cell is a little too good. Every "
         "fine-tuning is in finetunings.tsv."
     )
-    return f"## {task} (figure {TASKS[task]})\n\n{text}\n\n{wording.grid(header, grid)}"
+    return f"## {task} (figure {TASKS[task]})\n\n{text}\n\n{grid(header, rows)}"
 
 
 def cell_name(cell):
@@ -546,7 +549,7 @@ def one_answer_for_all(finetunings):
     groups = {}
     for item in stuck:
         kind = "the majority class" if item.one_answer == majority(item.rows) else "the minority class"
-        key = f"{item.task}, {wording.named(item.run)}, update {item.updates:,}, {kind}"
+        key = f"{item.task}, {named(item.run)}, update {item.updates:,}, {kind}"
         groups.setdefault(key, {}).setdefault(item.cell, []).append(item.seed)
     lines = [
         f"- {key}: " + "; ".join(f"{cell_name(cell)} with seed {', '.join(map(str, seeds))}" for cell, seeds in cells.items())
@@ -555,12 +558,7 @@ def one_answer_for_all(finetunings):
     return f"## Stuck at one class\n\n{text}" + (" (batch, lr, epochs):\n\n" + "\n".join(lines) if lines else ".")
 
 
-def figures(found):
-    """The figures, or that there is nothing to draw."""
-    parts = ["## Figures"]
-    for name, caption in CAPTIONS.items():
-        if found[f"figures/{name}.png"]:
-            parts.append(f"[![{caption}](figures/{name}.png)](figures/{name}.svg)\n\n*{caption}.*")
-        else:
-            parts.append(f"{caption} - no figure: there is no {'validation' if name == 'valid_loss' else 'fine-tuning'} yet.")
-    return "\n\n".join(parts)
+def figures(drawings):
+    """The figures, and which there is nothing to draw of."""
+    missing = [caption for name, caption in CAPTIONS.items() if name not in {drawing.name for drawing in drawings}]
+    return "\n\n".join(["## Figures", *map(shown, drawings), *(f"{caption}: nothing to draw yet." for caption in missing)])

@@ -111,10 +111,10 @@ def grad_norm_first_update(panels, updates, style):
         return figure
 
 
-def loss_by_update(curves, style, label, levels, line_name):
+def loss_by_update(curves, label, levels, line_name, style):
     """A loss against the update; ``levels``: losses that are drawn across, each a line named ``line_name``."""
     with look():
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
         axes = figure.subplots()
         draw(axes, curves, style)
         across(axes, levels, line_name)
@@ -123,16 +123,16 @@ def loss_by_update(curves, style, label, levels, line_name):
         return figure
 
 
-def estimates_by_update(panels, style, labels, line_name):
-    """Means with their intervals against the update, a panel each measure.
+def estimates_by_update(panels, labels, line_name, style):
+    """Means with their intervals against the update, panels one below the other.
 
     ``panels``: a list of (axis label, [(run, update, Estimate), ...], level); the level is drawn across and named
     ``line_name``. ``labels``: the legend's name of each run.
     """
     with look():
-        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (label, points, level) in zip(grid, panels, strict=True):
+        figure = Figure(figsize=(7, 1 + 2.4 * len(panels)), layout="constrained")
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, points, level) in zip(all_axes, panels, strict=True):
             for run in dict.fromkeys(run for run, _, _ in points):
                 of_run = sorted((update, estimate) for name, update, estimate in points if name == run)
                 ends = [
@@ -148,8 +148,9 @@ def estimates_by_update(panels, style, labels, line_name):
                     **style[run],
                 )
             across(axes, [level], line_name)
-            axes.set(xlabel="pre-training updates", ylabel=label)
-        legend(figure, grid)
+            axes.set_ylabel(label)
+        all_axes[-1].set_xlabel("pre-training updates")
+        legend(figure, all_axes)
         return figure
 
 

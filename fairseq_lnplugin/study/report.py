@@ -13,7 +13,7 @@ import logging
 import re
 from pathlib import Path
 
-from fairseq_lnplugin.study import claims, tables, watch
+from fairseq_lnplugin.study import bert, claims, tables, watch
 from fairseq_lnplugin.study.page import page
 from fairseq_lnplugin.study.run_folder import RunFolderError, read_plan, read_study
 from fairseq_lnplugin.study.wording import count
@@ -47,18 +47,13 @@ def run(args):
             return watch.watch(lambda: study(args))
         runs, plan = study(args)
         if all(run.settings["study"] == "bert" for run in runs):
-            from fairseq_lnplugin.study import bert  # which words its report with what is here
-
-            files = bert.files(runs)
-            text = files.pop("RESULTS.md")
-            files |= {"RESULTS.html": html(text.decode(), files), "RESULTS.md": text}
-            write(Path(args.out or args.runs), files)
-            return print(f"{Path(args.out or args.runs) / 'RESULTS.md'}: {count(len(runs), 'run')} of figure 5")
+            text, drawings, files = bert.page(runs)
+        else:
+            text, drawings = page(runs, plan, tested(runs, plan))
+            files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
     except RunFolderError as error:
         raise SystemExit(f"fairseq-ln report: {error}") from None
-    text, drawings = page(runs, plan, tested(runs, plan))
     out = Path(args.runs if args.out is None else args.out)
-    files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
     files |= draw(drawings)
     files["RESULTS.html"] = html(text, files)
     files["RESULTS.md"] = text.encode()  # the last: recipes take it for the report's stamp
