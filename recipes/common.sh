@@ -317,7 +317,7 @@ for value in (facts["name"], facts["source_lang"], facts["target_lang"], lowerca
     read -r CORPUS_NAME
     read -r SRC
     read -r TGT
-    read -r LOWERCASE
+    read -r LOWERCASE || true # the last lines are not there where they are empty
     read -r CORPUS_NOTE || true
   } <<<"$facts"
 }

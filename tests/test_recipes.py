@@ -40,9 +40,11 @@ for split, count in (("train", 500), ("valid", 120), ("test", 130), ("valid500",
         text = "".join(f"{word} " * (1 + n % 9) + f"w{n}\\n" for n in range(count))
         for folder in (out, out / "bpe"):
             (folder / f"{split}.{lang}").write_text(text, encoding="utf-8")
-source, target = ("en", "de") if Path(sys.argv[0]).name == "wmt14.py" else ("de", "en")
+script = Path(sys.argv[0]).name
+source, target = ("en", "de") if script == "wmt14.py" else ("de", "en")
 (out / "corpus.json").write_text(json.dumps({
-    "name": "stand-in", "source_lang": source, "target_lang": target, "lowercase": source == "de", "note": "made up",
+    "name": "stand-in", "source_lang": source, "target_lang": target, "lowercase": script == "iwslt14.py",
+    "note": "" if script == "own.py" else "made up",
     "pairs": {"train": 500, "valid": 120, "test": 130}}))
 '''
 
