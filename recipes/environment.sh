@@ -99,7 +99,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
     environment_pip "torch (1 of 4)" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch &&
       environment_pip "build tools (2 of 4)" numpy cython setuptools wheel ninja &&
       environment_pip "fairseq, built from source, the longest part (3 of 4)" --no-build-isolation fairseq-fixed==0.12.3.1 &&
-      environment_pip "fairseq_lnplugin and its kernels (4 of 4)" --no-build-isolation -e "${LNPLUGIN_ROOT}[test,report,masked_lm]" ||
+      environment_pip "fairseq_lnplugin and its kernels (4 of 4)" --no-build-isolation -e "${LNPLUGIN_ROOT}[test,report,bert]" ||
       return 1
     printf '%s\n' "$wanted" >"$stamp.new" && mv "$stamp.new" "$stamp" || return 1
     environment_say "done: $venv"

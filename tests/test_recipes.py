@@ -150,6 +150,7 @@ class Tree:
             "IWSLT14": str(folder),
             "WMT14": str(folder),
             "OMP_NUM_THREADS": "1",
+            "PYTHON": "none",  # a module that is missing ends the recipe in a sentence, and installs nothing
         }
 
     def run(self, recipe, *arguments, **settings):
@@ -937,7 +938,7 @@ def test_torch_is_installed_before_fairseq_and_fairseq_before_the_plugin(tmp_pat
     assert result.returncode == 0, result.stderr
     calls = (tmp_path / "pip.txt").read_text().splitlines()
     assert [call.split()[-1] for call in calls[:3]] == ["torch", "ninja", "fairseq-fixed==0.12.3.1"]
-    assert calls[2].startswith("--no-build-isolation") and calls[3].endswith("[test,report,masked_lm]")
+    assert calls[2].startswith("--no-build-isolation") and calls[3].endswith("[test,report,bert]")
 
 
 def test_a_second_set_up_does_nothing_and_changed_pins_install_again(tmp_path, fake_python):
