@@ -9,7 +9,6 @@ holds the norms of hidden states too. Results go to results.json and RESULTS.md 
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -106,9 +105,7 @@ def main():
     results_file.add_arguments(parser)
     args = parser.parse_args()
     data = results_file.Data(args.data_bin, args.data_name)
-    results_file.load(args.out)
-    if os.getloadavg()[0] > 0.5:
-        say(f"other programs use the cores (load {os.getloadavg()[0]:.1f}), and the numbers will suffer")
+    results_file.begin(args.out)
     for name in args.rows:
         layers, dtype = ROWS[name]
         command = f"python benchmarks/gradients_speed.py {data.name} --rows {name} --pairs {args.pairs} --batches {args.batches}"

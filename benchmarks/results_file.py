@@ -15,7 +15,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from processes import ROOT, cores, failure
+from processes import ROOT, cores, failure, say
 
 #: Extensions of x86 processors that decide how fast the products are.
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -158,6 +158,18 @@ def load(folder):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise failure(f"{path} cannot be read ({error}); move it away") from error
+
+
+def begin(folder):
+    """Before the first row: a results.json that cannot be read is told of now, and a busy machine too.
+
+    Raises:
+        SystemExit: as :func:`load`.
+
+    """
+    load(folder)
+    if os.getloadavg()[0] > 0.5:
+        say(f"other programs use the cores (load {os.getloadavg()[0]:.1f}), and the numbers will suffer")
 
 
 def save(folder, section, row, numbers):

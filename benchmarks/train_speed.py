@@ -29,7 +29,6 @@ Rows (all of them that go with the data unless ``--rows`` says which)
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -325,9 +324,7 @@ def main():
     for name in args.rows or ():
         if name not in fitting:
             raise failure(f"{name} needs a DATA_BIN of --task {ROWS[name].task}; with {data.name} go {', '.join(fitting)}")
-    results_file.load(args.out)  # a broken file is told of now, not after the first row
-    if os.getloadavg()[0] > 0.5:
-        say(f"other programs use the cores (load {os.getloadavg()[0]:.1f}), and the numbers will suffer")
+    results_file.begin(args.out)
     for name in args.rows or fitting:
         row, updates = ROWS[name], updates_of(ROWS[name], args.updates)
         command = [

@@ -471,10 +471,8 @@ def test_what_is_not_known_is_refused_in_one_sentence(tree, arguments, settings,
 # -- for real --
 
 
-@pytest.mark.skipif(not (ROOT / "fairseq_lnplugin" / "bert_ln_study.py").exists(), reason="no bert_ln_study in this checkout")
 def test_the_recipe_runs_for_real_on_a_few_sentences(tmp_path):
     """Text, vocabulary, tasks, 20 updates, one fine-tuning a task, report: every program is the real one."""
-    pytest.importorskip("sentencepiece")
     pick = random.Random(1)
     syllables = "ba ke lo mi nu ra se to".split()
     words = [a + b + c for a in syllables for b in syllables for c in syllables]

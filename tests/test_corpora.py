@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import pytest
+from corpus_scripts import refused
 
 CORPORA = Path(__file__).resolve().parent.parent / "recipes" / "corpora"
 OWN = ("--src", "de", "--tgt", "en", "--merges", "30")
@@ -36,16 +37,6 @@ def made(out, done):
     """The facts of the corpus that a call left, once it is checked that all went well."""
     assert done.returncode == 0, done.stderr
     return json.loads((out / "corpus.json").read_text(encoding="utf-8"))
-
-
-def refused(done, *words, status=1):
-    """Check that a call failed with one sentence that holds these words, without a traceback."""
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    for word in words:
-        assert word in last
-    return last
 
 
 def lines(path):

@@ -15,8 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("sentencepiece")
+from corpus_scripts import refused
 
 CORPORA = Path(__file__).resolve().parent.parent / "recipes" / "corpora"
 sys.path.insert(0, str(CORPORA))
@@ -33,15 +32,6 @@ def call(script, *arguments, **environment):
     """Run a script; the finished process with its text."""
     command = [sys.executable, CORPORA / script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=100)
-
-
-def refused(done, *words, status=1):
-    """Check that a call failed with one sentence that holds these words, without a traceback."""
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    for word in words:
-        assert word in last
 
 
 def sentence(pick):
