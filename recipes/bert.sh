@@ -12,7 +12,7 @@
 #        --dry-run; --help
 # Settings: TEXT=PATH (a text file with a blank line between documents, a folder of them, WikiText, an archive; default: LibreOffice's
 #           English help from a package registry); GLUE=PATH (folder or archive with MRPC/ and RTE/ in GLUE's tsv, for stage 3);
-#           PRESET=paper (default: BERT base), cpu (small model, 2400 updates) or smoke (to try the machinery);
+#           PRESET=paper (default: BERT base), cpu (6 layers, 128/512; 6,000 updates of 1,024 tokens) or smoke (to try the machinery);
 #           FINETUNE_UPDATES, FINETUNE_BATCH_SIZES, FINETUNE_LRS, FINETUNE_EPOCHS, FINETUNE_SEEDS (lists such as "16 32", instead of
 #           the preset's); DATA, RUNS: folders; all others are at the top of recipes/common.sh. LAUNCH is for the pre-training.
 # Writes: runs/bert-<preset>/RESULTS.md, results.tsv, finetunings.tsv, figures; <run>/seed<k>/: logs, checkpoints, finetune/

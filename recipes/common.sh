@@ -444,9 +444,21 @@ scaled_warmup() {
   awk -v n="$1" -v scale="$scale" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }'
 }
 
+# preset_sizes STACK...: SIZES, the flags of the widths that the preset gives each stack in place of the arch's, and ARCH, which
+# tells both.
+preset_sizes() {
+  local stack width=${PRESET_ROW[embed_dim]} ffn_width=${PRESET_ROW[ffn_embed_dim]}
+  SIZES=() ARCH=${PRESET_ROW[arch]}
+  [[ -z $width$ffn_width ]] || ARCH+=" at ${width:-its width}/${ffn_width:-its FFN width}"
+  for stack; do
+    [[ -z $width ]] || SIZES+=("--$stack-embed-dim" "$width")
+    [[ -z $ffn_width ]] || SIZES+=("--$stack-ffn-embed-dim" "$ffn_width")
+  done
+}
+
 # describe RUN SEED: sets RUN_FOLDER, the arguments TRAIN of fairseq-train, and SETTINGS (name, tab, value).
 describe() {
-  local run=$1 seed=$2 epochs warmup hold decay=() sizes=() updates stack
+  local run=$1 seed=$2 epochs warmup hold decay=() updates
   declare -gA ROW=()
   read_row ROW recipes/runs.tsv "study=$STUDY" "run=$run" || die "there is no run '$run' in recipes/runs.tsv"
   [[ -n ${OPTIMIZERS[${ROW[optimizer]}]:-} ]] || die "recipes/runs.tsv: unknown optimizer '${ROW[optimizer]}' of $run"
@@ -475,18 +487,15 @@ describe() {
       ;;
     *) die "recipes/runs.tsv: unknown schedule '${ROW[schedule]}' of $run" ;;
   esac
-  for stack in encoder decoder; do
-    [[ -z ${PRESET_ROW[embed_dim]} ]] || sizes+=("--$stack-embed-dim" "${PRESET_ROW[embed_dim]}")
-    [[ -z ${PRESET_ROW[ffn_embed_dim]} ]] || sizes+=("--$stack-ffn-embed-dim" "${PRESET_ROW[ffn_embed_dim]}")
-  done
+  preset_sizes encoder decoder
   case $SHARED_EMBEDDINGS in
-    decoder) sizes+=(--share-decoder-input-output-embed) ;;
-    all) sizes+=(--share-all-embeddings) ;;
+    decoder) SIZES+=(--share-decoder-input-output-embed) ;;
+    all) SIZES+=(--share-all-embeddings) ;;
   esac
   local optimizer
   read -r -a optimizer <<<"${OPTIMIZERS[${ROW[optimizer]}]}"
   TRAIN=("$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
-    --arch "${PRESET_ROW[arch]}" ${sizes[@]+"${sizes[@]}"} --ln-position "${ROW[ln_position]}" --weight-init "$WEIGHT_INIT"
+    --arch "${PRESET_ROW[arch]}" ${SIZES[@]+"${SIZES[@]}"} --ln-position "${ROW[ln_position]}" --weight-init "$WEIGHT_INIT"
     --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --weight-decay "$WEIGHT_DECAY"
     --clip-norm 0.0
     --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${decay[@]}"
@@ -495,7 +504,7 @@ describe() {
     --grad-norm-interval "${PRESET_ROW[grad_norm_interval]}" --log-format json --log-interval "${PRESET_ROW[log_interval]}")
   SETTINGS=$(
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" preset "$PRESET" \
-      arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
+      arch "$ARCH" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
       hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
       weight_decay "$WEIGHT_DECAY" shared_embeddings "$SHARED_EMBEDDINGS" decoding "${DECODING[*]}" batch "$BATCH" \

@@ -131,6 +131,7 @@ describe() {
   [[ ${ROW[optimizer]} == adam ]] || die "recipes/runs.tsv: $run has optimizer '${ROW[optimizer]}', and BERT is trained with adam"
   RUN_FOLDER=$RUNS/$run/seed$seed
   LENGTH=$UPDATES
+  preset_sizes encoder
   warmup=${ROW[warmup_updates]}
   [[ -z $warmup ]] || warmup=$(scaled_warmup "$warmup")
   case ${ROW[schedule]}-${ROW[decay]} in
@@ -140,7 +141,8 @@ describe() {
   esac
   # epochs' checkpoints are kept too: an update whose checkpoint is wanted may be the last one of an epoch, and has that name then
   TRAIN=("$BIN" --user-dir "$USER_DIR" "${PRETRAINING[@]}" --tokens-per-sample "$TOKENS_PER_SAMPLE"
-    --max-positions "$TOKENS_PER_SAMPLE" --arch "${PRESET_ROW[arch]}" --ln-position "${ROW[ln_position]}"
+    --max-positions "$TOKENS_PER_SAMPLE" --arch "${PRESET_ROW[arch]}" ${SIZES[@]+"${SIZES[@]}"}
+    --ln-position "${ROW[ln_position]}"
     --weight-init "$WEIGHT_INIT" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --attention-dropout "$DROPOUT"
     --clip-norm 0.0 --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${schedule[@]}"
     --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
@@ -149,7 +151,7 @@ describe() {
     --log-format json --log-interval "${PRESET_ROW[log_interval]}")
   SETTINGS=$(
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" words "$WORDS" \
-      unigram_loss "$UNIGRAM_LOSS" preset "$PRESET" task masked_lm arch "${PRESET_ROW[arch]}" ln_position "${ROW[ln_position]}" \
+      unigram_loss "$UNIGRAM_LOSS" preset "$PRESET" task masked_lm arch "$ARCH" ln_position "${ROW[ln_position]}" \
       weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" \
       schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs '' hold_updates '' decay "${ROW[decay]}" \
       dropout "$DROPOUT" label_smoothing 0 tokens_per_sample "$TOKENS_PER_SAMPLE" batch "$BATCH" max_tokens "$MAX_TOKENS" \
@@ -245,7 +247,7 @@ describe_finetuning() {
   warmup=$((total * WARMUP_PERCENT / 100))
   FINETUNE=("$TASKS_FOLDER/$task" --user-dir "$USER_DIR" "${FINETUNING[@]}" --restore-file "$checkpoint"
     --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler --max-positions "$TOKENS_PER_SAMPLE"
-    --arch "${PRESET_ROW[arch]}" --ln-position "${ROW[ln_position]}" --compute-dtype "$COMPUTE_DTYPE"
+    --arch "${PRESET_ROW[arch]}" ${SIZES[@]+"${SIZES[@]}"} --ln-position "${ROW[ln_position]}" --compute-dtype "$COMPUTE_DTYPE"
     --dropout "$DROPOUT" --attention-dropout "$DROPOUT" --lr "$lr" --lr-scheduler polynomial_decay
     --warmup-updates "$warmup" --total-num-update "$total" --batch-size "$batch_size" "${EVERY_SENTENCE[@]}"
     --max-epoch "$epochs" --validate-interval "$epochs" --no-save --save-dir "$FINETUNE_FOLDER" --seed "$seed"
