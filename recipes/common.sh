@@ -759,8 +759,8 @@ score_one() {
   [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay
 }
 
-# score RUN SEED LABEL: every epoch's checkpoint on valid500; the last, the best (by validation loss) and with AVERAGE the average
-# of the last on the whole test set.
+# score RUN SEED LABEL: each score_interval-th epoch's checkpoint, the last and the best (by validation loss) on valid500; the
+# last, the best and with AVERAGE the average of the last on the whole test set.
 score() {
   local epochs epoch at updates best='' last='' count=0 total
   describe "$1" "$2"
@@ -799,6 +799,7 @@ PYTHON
     updates=$(tail -n 1 <<<"$epochs" | cut -d ' ' -f 2)
     while read -r epoch at _ <&3; do
       count=$((count + 1))
+      if ((epoch % PRESET_ROW[score_interval])) && [[ $epoch != "$best" && $epoch != "$last" ]]; then continue; fi
       log "$3: scoring epoch $epoch ($count of $total)"
       score_one "$epoch" "$at" test1
       if [[ $epoch == "$best" || $epoch == "$last" ]]; then score_one "$epoch" "$at" test; fi

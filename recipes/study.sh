@@ -6,7 +6,7 @@
 #
 # Stages: 1=prepare  the corpus: checked, tokenized, joint BPE learned on it, binarized
 #         2=train    the three rows of the study "own" in recipes/runs.tsv
-#         3=score    every epoch's checkpoint on 500 valid sentences, the last and the best on the test set
+#         3=score    epochs' checkpoints on 500 valid sentences, the last and the best on the test set
 #         4=report   RESULTS.md, results.tsv, figures
 # Flags: --src LANG, --tgt LANG; --train, --valid, --test PREFIX: raw text PREFIX.LANG, line n of one translating line n of the other;
 #        --out FOLDER (default runs/own-SRC-TGT): all that is made, to be given again at the next start;

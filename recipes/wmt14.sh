@@ -7,7 +7,7 @@
 # Stages: 1=prepare  the corpus: train of Europarl v7, Common Crawl and News Commentary v9, valid newstest2013, test newstest2014;
 #                    tokenized, 37K joint BPE, one dictionary, binarized
 #         2=train    the figure's rows of recipes/runs.tsv, settings of appendix A.1
-#         3=score    every epoch's checkpoint on 500 valid sentences, the last and the best on the test set
+#         3=score    epochs' checkpoints on 500 valid sentences, the last and the best on the test set
 #         4=report   RESULTS.md, results.tsv, figures
 # Flags: --stage N, --stop-stage N (number or name); --only RUN (may be given several times); --seeds "1 2 3"; --dry-run; --help
 # Settings: WMT14=PATH (folder with the official archives or their members, or one archive: see recipes/corpora/wmt14.py) or an address

@@ -304,6 +304,24 @@ def test_a_checkpoint_is_measured_as_it_was_trained(trained, data_bin, tmp_path)
     assert not (tmp_path / "figure3.tsv").exists()
 
 
+def test_the_report_says_how_a_checkpoint_was_trained(trained, data_bin, tmp_path):
+    """The flags of the fixture's training, which the measuring's own do not change."""
+    expected_gradient.run(arguments(data_bin, tmp_path, "--checkpoint", trained / "checkpoint_last.pt"))
+    training = measured(tmp_path)[0]["unit"]["checkpoint"]["training"]
+    assert (training["optimizer"], training["lr"], training["tokens_an_update"]) == ("adam", 1e-3, 200)
+    assert "was trained with: optimizer adam" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_json_holds_the_numbers_of_the_tsv(data_bin, tmp_path):
+    """Row for row, to the last digit that the tsv shows."""
+    expected_gradient.run(new(data_bin, tmp_path, "--seeds", 1, 2))
+    rows = json.loads((tmp_path / "figure3.json").read_text())["rows"]
+    with open(tmp_path / "figure3.tsv", newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["norm"] for row in rows] == [float(row["norm"]) for row in table]
+    assert [row["layer"] for row in rows] == [int(row["layer"]) for row in table]
+
+
 def test_the_trained_weights_are_measured_and_not_new_ones(trained, data_bin, tmp_path):
     """W2's own norm is the checkpoint's."""
     expected_gradient.run(arguments(data_bin, tmp_path, "--checkpoint", trained / "checkpoint_last.pt"))

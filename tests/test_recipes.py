@@ -311,9 +311,9 @@ def test_decoding_uses_beam_5_and_length_penalty_1_2_and_drops_no_sentence(tree)
 
 
 def test_preset_cpu_scales_the_warm_up_and_leaves_a_warm_up_of_one_alone(tree):
-    """4000 x 0.25 and 500 x 0.25; 1 means none at any length."""
+    """4000 and 500 in proportion to its 3,165 updates of the paper's about 17,000; 1 means none at any length."""
     commands = printed(tree, "fairseq-train", "--figure", "2", PRESET="cpu")
-    assert {command["--warmup-updates"] for command in commands if "--warmup-updates" in command} == {"1000", "125", "1"}
+    assert {command["--warmup-updates"] for command in commands if "--warmup-updates" in command} == {"744", "93", "1"}
 
 
 def test_a_shorter_run_is_held_for_the_same_share_of_its_epochs(tree):
@@ -602,6 +602,24 @@ def test_the_last_and_the_best_epoch_are_scored_on_the_whole_test_set(finished):
     tree, _ = finished
     rows = [line.split("\t") for line in (tree.folder() / "scores.tsv").read_text().splitlines()[1:]]
     assert rows == [["1", "10", "test1"], ["1", "10", "test"], ["2", "20", "test1"], ["2", "20", "test"]]
+
+
+def test_a_preset_scores_each_of_so_many_epochs_and_the_last_and_the_best(tree):
+    """cpu: each third of 5 epochs on valid, the best (1) and the last (5) beside; these two on test."""
+    result = tree.only(PRESET="cpu", MAX_EPOCH="5")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("\t")[::2] for line in (tree.folder(study="iwslt14-cpu") / "scores.tsv").read_text().splitlines()[1:]]
+    assert rows == [["1", "test1"], ["1", "test"], ["3", "test1"], ["5", "test1"], ["5", "test"]]
+
+
+def test_a_run_of_other_widths_than_its_archs_names_them(tree):
+    """In its command and in what tables show as its arch."""
+    tree.only(PRESET="cpu", MAX_EPOCH="1")
+    folder = tree.folder(study="iwslt14-cpu")
+    command = flags((folder / "command.txt").read_text())
+    for stack in ("encoder", "decoder"):
+        assert (command[f"--{stack}-embed-dim"], command[f"--{stack}-ffn-embed-dim"]) == ("128", "512")
+    assert "arch\ttransformer_ln_study_small at 128/512\n" in (folder / "settings.tsv").read_text()
 
 
 def test_scores_come_from_the_text_that_was_decoded(finished):

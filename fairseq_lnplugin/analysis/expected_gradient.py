@@ -338,6 +338,7 @@ class TrainedModel:
         self.compute_dtype = args.compute_dtype or cfg.compute_dtype
         history = state.get("optimizer_history") or [{}]
         self.updates = history[-1].get("num_updates", 0)
+        self.training = training_facts(state["cfg"])
         with open(path, "rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         self.title = f"{self.ln_position}, {self.layers}-{self.layers}, after {self.updates} updates"
@@ -348,7 +349,7 @@ class TrainedModel:
             "weight_init": self.weight_init,
             "ln_position": self.ln_position,
             "layers": self.layers,
-            "checkpoint": {"updates": self.updates, "sha256": self.sha256},
+            "checkpoint": {"updates": self.updates, "sha256": self.sha256, "training": self.training},
             "seed": seed,
         }
 
@@ -370,6 +371,20 @@ class TrainedModel:
         except (SystemExit, RuntimeError) as error:
             raise UserError(f"{self.path} does not fit the data: {str(error).splitlines()[0]}") from None
         return model, task.build_criterion(flags.criterion)
+
+
+def training_facts(cfg):
+    """How a checkpoint was trained, for its report, as ``{name: value}``: what of it the checkpoint's configuration says."""
+    schedule, optimizer = cfg.lr_scheduler, cfg.optimizer
+    found = {
+        "optimizer": getattr(optimizer, "_name", None),
+        "lr": max(cfg.optimization.lr),
+        "lr_scheduler": getattr(schedule, "_name", None),
+        "warmup_updates": getattr(schedule, "warmup_updates", None),
+        "tokens_an_update": cfg.dataset.max_tokens
+        and cfg.dataset.max_tokens * max(cfg.optimization.update_freq) * cfg.distributed_training.distributed_world_size,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def checkpoints(args, data):

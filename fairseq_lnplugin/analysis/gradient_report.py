@@ -54,7 +54,7 @@ def write(out, records, facts):
         write_text(out / "figure3.tsv", tsv(COLUMNS, initial))
     if trained:
         write_text(out / "figure3_trained.tsv", tsv(["updates", *COLUMNS], trained))
-    write_text(out / "figure3.json", json.dumps(as_json(groups, records, rows, facts), indent=1, allow_nan=False) + "\n")
+    write_text(out / "figure3.json", json_text(as_json(groups, records, rows, facts)))
     drawn = figures.gradients(out / "figures", rows)
     write_text(out / "RESULTS.md", markdown(groups, records, rows, facts, drawn))
 
@@ -150,7 +150,7 @@ def layer_factors(records, stack, matrix):
 
 
 def as_json(groups, records, rows, facts):
-    """Everything the report holds, and the values by seed."""
+    """Everything the report holds; the values of each seed are in measurements.jsonl."""
     exponents = [
         {"weight_init": weight_init, "ln_position": position, "quantity": quantity} | finite(estimate._asdict())
         for (weight_init, position, quantity), estimate in depth_exponents(groups).items()
@@ -162,8 +162,25 @@ def as_json(groups, records, rows, facts):
         "rows": [finite(row) for row in rows],
         "exponents_in_depth": exponents,
         "hidden_states": [finite(row) for row in hidden],
-        "measurements": [{name: value for name, value in record.items() if name != "shared"} for record in records],
     }
+
+
+def json_text(values):
+    """The values as JSON, a row of a table on each line; numbers have six digits, as in the tsv."""
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            rows = ",\n  ".join(json.dumps({key: shortened(cell) for key, cell in row.items()}, allow_nan=False) for row in value)
+            text = f"[\n  {rows}\n ]" if value else "[]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def shortened(value):
+    """A number to six significant digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def finite(row):
@@ -200,6 +217,7 @@ def markdown(groups, records, rows, facts, drawn):
         "interval (Student's t) over seeds; a seed changes the initial weights, the mini-batches and the dropout.",
         "",
     ]
+    lines += training_section(groups)
     lines += depth_section(groups)
     lines += layer_section(groups)
     lines += hidden_section(groups)
@@ -207,6 +225,20 @@ def markdown(groups, records, rows, facts, drawn):
     if drawn:
         lines += ["## Figures", "", *(f"![{path.stem}](figures/{path.name})" for path in drawn if path.suffix == ".png"), ""]
     return "\n".join(lines)
+
+
+def training_section(groups):
+    """How the checkpoints among the models were trained."""
+    lines = []
+    for group, records in groups.items():
+        if group.updates is None:
+            continue
+        words = {}  # one group may hold several checkpoints
+        for record in records:
+            training = record["unit"]["checkpoint"].get("training", {})
+            words[", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.items()) or "not known"] = True
+        lines.append(f"- {group.title}, `{group.weight_init}`, was trained with: {'; '.join(words)}.")
+    return [*lines, ""] if lines else []
 
 
 def written_at(environment):
