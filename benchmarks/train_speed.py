@@ -24,7 +24,7 @@ Rows (all of them that go with the data unless ``--rows`` says which)
     fp32-no-amx              as paper-fp32, with oneDNN kept from AMX on both sides
     bert-bf16, bert-fp32     masked LM at BERT base's size, 12 layers, 768 / 3072, 12 heads, Post-LN, against fairseq's
                              ``roberta``; tokens are then all but pads, not the masked ones only
-    bert-small-bf16          the same, 6 layers, 256 / 1024, 4 heads
+    bert-small-bf16, bert-small-fp32   the same, 6 layers, 256 / 1024, 4 heads
 """
 
 import argparse
@@ -150,6 +150,7 @@ ROWS = {
     "bert-bf16": bert("BERT base, 12 layers, bfloat16", BERT, 12, "bfloat16"),
     "bert-fp32": bert("BERT base, 12 layers, float32", BERT, 12, "float32"),
     "bert-small-bf16": bert("BERT of 6 layers, d 256, FFN 1024, bfloat16", SMALL_BERT, 6, "bfloat16"),
+    "bert-small-fp32": bert("BERT of 6 layers, d 256, FFN 1024, float32", SMALL_BERT, 6, "float32"),
 }
 
 
