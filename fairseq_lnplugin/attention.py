@@ -8,6 +8,9 @@ import torch
 
 from fairseq_lnplugin import fused
 
+#: Steps that the history of a hypothesis has room for at first; the room doubles when they are used up.
+HISTORY_STEPS = 32
+
 
 def attend(
     attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=None, incremental_state=None, need_weights=False
@@ -18,7 +21,7 @@ def attend(
     ``(src_len, batch, kdim)``; ``key_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``: ``(tgt_len, src_len)``,
     added to the scores; ``incremental_state``: fairseq's, where keys and values of earlier calls are kept. Returns the output
     ``(tgt_len, batch, embed_dim)`` in ``dtype`` and the attention probabilities ``(heads, batch, tgt_len, src_len)`` if
-    ``need_weights``, else None.
+    ``need_weights`` (of encoder-decoder attention only with an ``incremental_state``), else None.
     """
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
@@ -26,18 +29,14 @@ def attend(
     else:
         qkv = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (by_heads(attention, part) for part in qkv.chunk(3, dim=-1))
-        if incremental_state is not None:
-            k, v, key_padding_mask = append_to_cache(attention, k, v, key_padding_mask, incremental_state)
     dropout = attention.dropout_module
-    y, weights = fused.attention(
-        q,
-        k,
-        v,
-        None if key_padding_mask is None else key_padding_mask.bool(),
-        attn_mask,
-        dropout.p if attention.training or dropout.apply_during_inference else 0.0,
-        need_weights,
-    )
+    p = dropout.p if attention.training or dropout.apply_during_inference else 0.0
+    if incremental_state is not None and not attention.encoder_decoder_attention:
+        k, v, origin = append_to_history(attention, k, v, key_padding_mask, incremental_state)
+        y, weights = fused.history_attention(q, k, v, origin, attn_mask, p), None
+    else:
+        pads = None if key_padding_mask is None else key_padding_mask.bool()
+        y, weights = fused.attention(q, k, v, pads, attn_mask, p, need_weights)
     return fused.linear(y, dtype, attention.out_proj), weights
 
 
@@ -62,20 +61,44 @@ def memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, b
     )
 
 
-def append_to_cache(attention, k, v, key_padding_mask, incremental_state):
-    """Put this call's keys and values after the cached ones and return all of them with their padding mask."""
+def append_to_history(attention, k, v, key_padding_mask, incremental_state):
+    """Put this call's keys and values after those of earlier calls, in place; return all of them, and whose they are.
+
+    Keys and values ``(steps, rows, heads, head_dim)`` stay where they were written. What fairseq's search reorders at every word
+    is ``origin`` ``(batch, steps)``, small numbers in their place: see :func:`~fairseq_lnplugin.fused.history_attention`.
+    """
     saved = attention._get_input_buffer(incremental_state)
-    keys, values, mask = to_cache(k), to_cache(v), key_padding_mask
-    if "prev_key" in saved:
-        keys = torch.cat([saved["prev_key"], keys], dim=2)
-        values = torch.cat([saved["prev_value"], values], dim=2)
-        mask = attention._append_prev_key_padding_mask(
-            key_padding_mask, saved.get("prev_key_padding_mask"), keys.size(0), keys.size(2), static_kv=False
+    origin, history = saved.get("origin"), attention.get_incremental_state(incremental_state, "history")
+    if "prev_key" in saved:  # a history that the caller gave, in fairseq's form
+        k, v = (torch.cat([from_cache(saved[f"prev_{name}"]), new]) for name, new in (("key", k), ("value", v)))
+        key_padding_mask = attention._append_prev_key_padding_mask(
+            key_padding_mask, saved.get("prev_key_padding_mask"), k.size(1), k.size(0), static_kv=False
         )
-    attention._set_input_buffer(
-        incremental_state, {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": mask}
-    )
-    return from_cache(keys), from_cache(values), mask
+        origin = None
+    new, batch = k.shape[:2]
+    if origin is None:
+        origin, history = torch.empty(batch, 0, dtype=torch.long, device=k.device), {}
+    before = origin.size(1)
+    origin = torch.cat([origin, torch.arange(batch, device=k.device)[:, None].expand(batch, new)], dim=1)
+    if key_padding_mask is not None:
+        origin[:, before:].masked_fill_(key_padding_mask.bool(), -1)
+    for name, rows in (("keys", k), ("values", v)):
+        history[name] = with_room(history.get(name), before, before + new, rows)
+        history[name][before : before + new, :batch] = rows
+    attention.set_incremental_state(incremental_state, "history", history)
+    attention._set_input_buffer(incremental_state, {"origin": origin})
+    return history["keys"][: before + new], history["values"][: before + new], origin
+
+
+def with_room(kept, before, steps, rows):
+    """A tensor with room for so many ``steps`` of ``rows``, the first ``before`` steps those of ``kept``, which is reused if it can be."""
+    if kept is not None and kept.size(0) >= steps and kept.size(1) >= rows.size(1):
+        return kept
+    shape = (max(2 * steps, HISTORY_STEPS), max(rows.size(1), 0 if kept is None else kept.size(1)), *rows.shape[2:])
+    larger = rows.new_empty(shape)
+    if kept is not None:
+        larger[:before, : kept.size(1)] = kept[:before]
+    return larger
 
 
 def by_heads(attention, x):

@@ -10,7 +10,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer import TransformerModel
 from reference import logits as reference_logits
 
-from fairseq_lnplugin import fused
+from fairseq_lnplugin import attention, fused
 from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
@@ -18,6 +18,7 @@ DICTIONARY = Dictionary()
 for index in range(96):
     DICTIONARY.add_symbol(f"w{index}")
 PAD = DICTIONARY.pad()
+BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
 TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
 
 
@@ -102,6 +103,43 @@ def test_incremental_decoding_equals_full_decoding(position, sample, operators):
         full = model.decoder(prev, encoder_out)[0]
     real = prev.ne(PAD)
     torch.testing.assert_close(torch.cat(steps, 1)[real], full[real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefixes(sample, operators, dtype, monkeypatch):
+    """The last word's logits, two beams a sentence, after orders with doubles and without a sentence that was finished."""
+    monkeypatch.setattr(attention, "HISTORY_STEPS", 2)  # it grows on the way
+    model = build("pre", compute_dtype=dtype).eval()
+    for module in model.decoder.modules():
+        if hasattr(module, "set_beam_size"):
+            module.set_beam_size(2)
+    orders = [[0, 1, 2, 3, 4, 5], [1, 1, 2, 3, 5, 4], [1, 0, 3, 3, 5, 4], [0, 0, 5, 4], [1, 0, 2, 2], [3, 2]]
+    prefix, source, state = torch.full((6, 1), DICTIONARY.eos()), torch.tensor([0, 0, 1, 1, 2, 2]), {}
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        encoder_out = model.encoder.forward_torchscript(sample["net_input"])
+        for order in map(torch.tensor, orders):
+            prefix, source = prefix[order], source[order]
+            model.decoder.reorder_incremental_state_scripting(state, order)
+            memory = model.encoder.reorder_encoder_out(encoder_out, source)
+            step = model.decoder(prefix, memory, incremental_state=state)[0][:, -1]
+            torch.testing.assert_close(step, model.decoder(prefix, memory)[0][:, -1], rtol=1e-4, atol=BOUNDS[dtype])
+            prefix = torch.cat([prefix, torch.randint(4, 100, (len(order), 1), generator=generator)], dim=1)
+
+
+def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):
+    """fairseq's prev_self_attn_state: keys and values of the first words, as its layer has them."""
+    layer = build("pre").eval().decoder.layers[0]
+    x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(9))
+    mask = torch.triu(torch.full((4, 4), float("-inf")), 1)
+    with torch.no_grad():
+        normed = layer.self_attn_layer_norm.enter(x[:3])
+        given = [
+            projection(normed).view(3, 5, 2, 32).permute(1, 2, 0, 3)
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
+        ]
+        last = layer(x[3:], incremental_state={}, prev_self_attn_state=given)[0]
+        torch.testing.assert_close(last, layer(x, self_attn_mask=mask)[0][3:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["pre", "post"])

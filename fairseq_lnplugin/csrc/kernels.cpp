@@ -432,6 +432,84 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
   return out;
 }
 
+// One word a batch row, and a history that it does not hold itself: step t's key is keys[t, origin[b, t]], so that reordering beams
+// moves indices and no keys; -1 marks a pad. Beams of one source share a row of origin.
+template <typename T>
+void history_rows(const T* q, const T* keys, const T* values, const int64_t* origin, T* out, const Layout& at_q, const Layout& at_k,
+                  const Layout& at_v, const Layout& at_out, int64_t beams, int64_t steps, int64_t heads, int64_t head_dim, int64_t begin,
+                  int64_t end) {
+  const int64_t dim = padded(head_dim), whole = head_dim / kLanes * kLanes, places = padded(steps);
+  const float scale = 1.f / std::sqrt(static_cast<float>(head_dim));
+  std::vector<float> query(dim), probs(places), result(dim);
+  std::vector<const T*> key_rows(steps), value_rows(steps);
+  Vec square[kLanes];
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t* rows = origin + b / beams * steps;
+    for (int64_t t = 0; t < steps; ++t) {
+      const int64_t row = std::max<int64_t>(rows[t], 0);
+      key_rows[t] = keys + t * at_k.len_stride + row * at_k.batch_stride;
+      value_rows[t] = values + t * at_v.len_stride + row * at_v.batch_stride;
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      copy_scaled(q + b * at_q.batch_stride + h * at_q.head_stride, query.data(), head_dim, scale);
+      Vec tops = Vec{} + kLowest, sums = {};
+      for (int64_t first = 0; first < places; first += kLanes) {
+        // a product a step, its lanes summed for 16 steps at a time
+        for (int64_t l = 0; l < kLanes; ++l) {
+          Vec sum = {};
+          if (first + l < steps) {
+            const T* key = key_rows[first + l] + h * at_k.head_stride;
+            for (int64_t d = 0; d < whole; d += kLanes) sum += load(query.data() + d) * load(key + d);
+            for (int64_t d = whole; d < head_dim; ++d) sum[d - whole] += query[d] * static_cast<float>(key[d]);
+          }
+          square[l] = sum;
+        }
+        transpose_square<kLanes / 2>(square);
+        Vec scores = square[0];
+        for (int l = 1; l < kLanes; ++l) scores += square[l];
+        for (int64_t l = 0; l < kLanes; ++l)
+          if (first + l >= steps || rows[first + l] < 0) scores[l] = -kInfinity;
+        store(probs.data() + first, scores);
+        tops = max(tops, scores);
+      }
+      const float top = max_of(tops);
+      for (int64_t j = 0; j < places; j += kLanes) {
+        const Vec e = exp_nonpositive(load(probs.data() + j) - top);
+        store(probs.data() + j, e);
+        sums += e;
+      }
+      const float share = 1.f / sum_of(sums);
+      std::fill(result.begin(), result.end(), 0.f);
+      for (int64_t d = 0; d < whole; d += kLanes) {
+        Vec sum = {};
+        for (int64_t t = 0; t < steps; ++t) sum += probs[t] * load(value_rows[t] + h * at_v.head_stride + d);
+        store(result.data() + d, sum);
+      }
+      for (int64_t d = whole; d < head_dim; ++d)
+        for (int64_t t = 0; t < steps; ++t) result[d] += probs[t] * static_cast<float>(value_rows[t][h * at_v.head_stride + d]);
+      copy_scaled(result.data(), out + b * at_out.batch_stride + h * at_out.head_stride, head_dim, share);
+    }
+  }
+}
+
+// q (1, batch, heads, head_dim); keys, values (steps, rows, heads, head_dim); origin (batch / beams, steps)
+Tensor history_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& origin) {
+  TORCH_CHECK(q.size(0) == 1 && origin.is_contiguous() && q.size(1) % origin.size(0) == 0 && origin.size(1) == keys.size(0),
+              "one query a batch row, and an origin for each of its steps");
+  Tensor out = at::empty(q.sizes(), q.options());
+  const Layout at_q(q), at_k(keys), at_v(values), at_out(out);
+  FLOAT_OR_BFLOAT16(q, {
+    const scalar *qp = q.const_data_ptr<scalar>(), *kp = keys.const_data_ptr<scalar>(), *vp = values.const_data_ptr<scalar>();
+    const int64_t* from = origin.const_data_ptr<int64_t>();
+    scalar* op = out.data_ptr<scalar>();
+    at::parallel_for(0, q.size(1), 4, [&](int64_t begin, int64_t end) {
+      history_rows(qp, kp, vp, from, op, at_q, at_k, at_v, at_out, q.size(1) / origin.size(0), keys.size(0), q.size(2),
+                   q.size(3), begin, end);
+    });
+  })
+  return out;
+}
+
 // Writes the gradients at q, k, v into the given tensors (any strides over len and batch); probabilities are made again
 void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& pads, const std::optional<Tensor>& attn_mask, Tensor grad_q, Tensor grad_k,
@@ -532,5 +610,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("layer_norm_backward", &layer_norm_backward, "gradients of LN at x, weight, bias");
   m.def("label_smoothed_rows", &label_smoothed_rows, "label smoothed loss and nll of logits, which become the gradient");
   m.def("attention", &attention, "softmax(q k^T / sqrt(d) + masks) v");
+  m.def("history_attention", &history_attention, "attention of one word a row to the steps that its history points to");
   m.def("attention_backward", &attention_backward, "gradients of attention at q, k, v, written in place");
 }
