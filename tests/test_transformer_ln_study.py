@@ -128,7 +128,7 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
 
 
 def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):
-    """fairseq's prev_self_attn_state: keys and values of the first words, as its layer has them."""
+    """Fairseq's prev_self_attn_state: keys and values of the first words, as its layer has them."""
     layer = build("pre").eval().decoder.layers[0]
     x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(9))
     mask = torch.triu(torch.full((4, 4), float("-inf")), 1)
