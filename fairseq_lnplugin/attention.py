@@ -91,7 +91,7 @@ def append_to_history(attention, k, v, key_padding_mask, incremental_state):
 
 
 def with_room(kept, before, steps, rows):
-    """A tensor with room for ``steps`` steps of ``rows``, the first ``before`` of them from ``kept``: itself if it has the room."""
+    """A tensor with room for ``steps`` steps of ``rows``, the first ``before`` of them those of ``kept``."""
     if kept is not None and kept.size(0) >= steps and kept.size(1) >= rows.size(1):
         return kept
     shape = (max(2 * steps, HISTORY_STEPS), max(rows.size(1), 0 if kept is None else kept.size(1)), *rows.shape[2:])
