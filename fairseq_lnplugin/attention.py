@@ -4,6 +4,8 @@ Functions over fairseq's own module, whose parameters, incremental state and mas
 no Python-side dispatch, runs that module's own forward.
 """
 
+import math
+
 import torch
 
 from fairseq_lnplugin import fused
@@ -25,7 +27,12 @@ def attend(
     """
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
-        k, v, key_padding_mask = memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, x.size(1))
+        if incremental_state is None:
+            k, v, key_padding_mask = memory_keys(attention, dtype, memory, key_padding_mask)
+        else:
+            k, v, key_padding_mask = kept_memory_keys(
+                attention, dtype, memory, key_padding_mask, incremental_state, x.size(1)
+            )
     else:
         qkv = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (by_heads(attention, part) for part in qkv.chunk(3, dim=-1))
@@ -40,25 +47,50 @@ def attend(
     return fused.linear(y, dtype, attention.out_proj), weights
 
 
-def memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """Keys, values ``(src_len, key_batch, heads, head_dim)`` and padding mask of the encoder output, computed once a sentence."""
-    saved = attention._get_input_buffer(incremental_state) if incremental_state is not None else {}
-    if "prev_key" not in saved:
-        if attention.beam_size > 1 and memory.size(1) == batch:
-            memory = memory[:, :: attention.beam_size]  # every beam of a sentence reads the same encoder output
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[:: attention.beam_size]
-        kv = fused.linear(memory, dtype, attention.k_proj, attention.v_proj)
-        k, v = (by_heads(attention, part) for part in kv.chunk(2, dim=-1))
-        if incremental_state is None:
-            return k, v, key_padding_mask
-        keys, values = to_cache(k), to_cache(v)
-        saved = {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": key_padding_mask}
-        attention._set_input_buffer(incremental_state, saved)
-    return (
-        from_cache(saved["prev_key"]),
-        from_cache(saved["prev_value"]),
-        saved.get("prev_key_padding_mask"),
-    )
+def memory_keys(attention, dtype, memory, key_padding_mask):
+    """Keys, values ``(src_len, batch, heads, head_dim)`` and padding mask of an encoder output."""
+    kv = fused.linear(memory, dtype, attention.k_proj, attention.v_proj)
+    return *(by_heads(attention, part) for part in kv.chunk(2, dim=-1)), key_padding_mask
+
+
+def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
+    """The same, worked out at the first word and kept: once a sentence, where its beams are equal rows of ``memory`` side by side.
+
+    ``key_batch`` is then ``batch`` divided by the number of beams. fairseq's search tells through ``source`` ``(batch,)``, which
+    it reorders where it drops finished sentences, what rows are left.
+    """
+    saved = attention._get_input_buffer(incremental_state)
+    if "source" in saved:
+        kept, kept_batch = attention.get_incremental_state(incremental_state, "memory")
+        if saved["source"].size(0) == kept_batch:
+            return kept
+        kept = of_sentences(*kept, saved["source"], kept_batch // kept[0].size(1))
+    elif "prev_key" in saved:  # keys and values that the caller gave, in fairseq's form
+        kept = from_cache(saved["prev_key"]), from_cache(saved["prev_value"]), saved.get("prev_key_padding_mask")
+    else:
+        beams = equal_neighbours(memory, key_padding_mask)
+        pads = None if key_padding_mask is None else key_padding_mask[::beams]
+        kept = memory_keys(attention, dtype, memory[:, ::beams], pads)
+    attention.set_incremental_state(incremental_state, "memory", (kept, batch))
+    attention._set_input_buffer(incremental_state, {"source": torch.arange(batch, device=kept[0].device)})
+    return kept
+
+
+def of_sentences(keys, values, pads, source, beams):
+    """The keys, values and pads that rows ``source`` of a batch with so many ``beams`` a sentence read."""
+    sentences = source // beams
+    first = sentences[::beams]
+    if torch.equal(first.repeat_interleave(beams), sentences):  # whole sentences were dropped: one set a sentence is enough
+        sentences = first
+    return keys[:, sentences], values[:, sentences], None if pads is None else pads[sentences]
+
+
+def equal_neighbours(memory, pads):
+    """The largest number N for which a batch is groups of N equal rows side by side, as a search makes them of its beams."""
+    other = (memory[:, 1:] != memory[:, :-1]).any(dim=2).any(dim=0)
+    if pads is not None:
+        other |= (pads[1:] != pads[:-1]).any(dim=1)
+    return math.gcd(memory.size(1), *(other.nonzero().flatten() + 1).tolist())
 
 
 def append_to_history(attention, k, v, key_padding_mask, incremental_state):
@@ -104,11 +136,6 @@ def with_room(kept, before, steps, rows):
 def by_heads(attention, x):
     """``(len, batch, embed_dim)`` to ``(len, batch, heads, head_dim)``, without a copy."""
     return x.unflatten(-1, (attention.num_heads, attention.head_dim))
-
-
-def to_cache(k):
-    """``(len, batch, heads, head_dim)`` to fairseq's ``(batch, heads, len, head_dim)``."""
-    return k.permute(1, 2, 0, 3).contiguous()
 
 
 def from_cache(k):

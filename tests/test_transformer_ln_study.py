@@ -110,9 +110,6 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
     """The last word's logits, two beams a sentence, after orders with doubles and without a sentence that was finished."""
     monkeypatch.setattr(attention, "HISTORY_STEPS", 2)  # it grows on the way
     model = build("pre", compute_dtype=dtype).eval()
-    for module in model.decoder.modules():
-        if hasattr(module, "set_beam_size"):
-            module.set_beam_size(2)
     orders = [[0, 1, 2, 3, 4, 5], [1, 1, 2, 3, 5, 4], [1, 0, 3, 3, 5, 4], [0, 0, 5, 4], [1, 0, 2, 2], [3, 2]]
     prefix, source, state = torch.full((6, 1), DICTIONARY.eos()), torch.tensor([0, 0, 1, 1, 2, 2]), {}
     generator = torch.Generator().manual_seed(8)
@@ -125,6 +122,25 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
             step = model.decoder(prefix, memory, incremental_state=state)[0][:, -1]
             torch.testing.assert_close(step, model.decoder(prefix, memory)[0][:, -1], rtol=1e-4, atol=BOUNDS[dtype])
             prefix = torch.cat([prefix, torch.randint(4, 100, (len(order), 1), generator=generator)], dim=1)
+
+
+def test_the_source_is_kept_once_for_all_beams_and_again_after_sentences_were_dropped(sample, operators):
+    """Cross-attention's keys of 3 sentences with 2 beams, then of 2, then of single rows of other sentences' beams."""
+    model = build("post").eval()
+    source, state = torch.tensor([0, 0, 1, 1, 2, 2]), {}
+    attend = model.decoder.layers[0].encoder_attn
+    with torch.no_grad():
+        encoder_out = model.encoder.forward_torchscript(sample["net_input"])
+        for order, kept in (([0, 1, 2, 3, 4, 5], 3), ([1, 0, 5, 5], 2), ([1, 2, 3], 3)):
+            source = source[order]
+            model.decoder.reorder_incremental_state_scripting(state, torch.tensor(order))
+            memory = model.encoder.reorder_encoder_out(encoder_out, source)
+            words = torch.full((len(order), 1), 5)
+            model.decoder(words, memory, incremental_state=state)
+            (keys, _, _), _ = attend.get_incremental_state(state, "memory")
+            assert keys.size(1) == kept
+            alone = attend.k_proj(memory["encoder_out"][0][:, :: len(order) // kept]).flatten()
+            torch.testing.assert_close(keys.flatten(), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):
