@@ -54,7 +54,7 @@ def memory_keys(attention, dtype, memory, key_padding_mask):
 
 
 def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """The same, worked out at the first word and kept: once a sentence, where its beams are equal rows of ``memory`` side by side.
+    """The same, made at the first word and kept: once a sentence, where its beams are equal rows of ``memory`` side by side.
 
     ``key_batch`` is then ``batch`` divided by the number of beams. fairseq's search tells through ``source`` ``(batch,)``, which
     it reorders where it drops finished sentences, what rows are left.
