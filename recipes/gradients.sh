@@ -15,10 +15,11 @@
 #           PRESET=paper (default: 512/1024/4, 4096 tokens), cpu (smaller model) or smoke (minutes);
 #           LAYERS ("6 8 10 12 14"), SEEDS ("1 2 ... 10"), BATCHES (mini-batches a model, 16), WEIGHT_INIT (xavier_uniform),
 #           OTHER_INITS ("xavier_normal fairseq") with OTHER_SEEDS ("1 2 3"), JOBS (processes that measure at a time, 2),
-#           MAX_UPDATE (of stage 3; default: the run's warm-up), CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
+#           MAX_UPDATE (of stage 3; default: the run's warm-up), WARMUP_TOKENS (tokens an update of stage 3; default: the preset's),
+#           CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
 # Writes: runs/gradients-<preset>/RESULTS.md, figure3.tsv, figure3_trained.tsv, figure3.json, figures, measurements.jsonl
 # Time:   stage 2 with PRESET=paper COMPUTE_DTYPE=bfloat16 about an hour on 2 idle CPU cores, two and a half in float32;
-#         4000 updates of stage 3 about an hour and a half in bfloat16. Killed, every stage goes on where it was.
+#         4000 updates of stage 3 about an hour and a half in bfloat16, an hour with WARMUP_TOKENS=512 in float32. Killed, every stage goes on where it was.
 # Expect: Post-LN's last W2 about 1.6 at every depth in the paper, Pre-LN falling with depth; after warm-up Post-LN very small
 set -euo pipefail
 case ${IWSLT14:-} in '' | /* | *://*) ;; *) IWSLT14=$PWD/$IWSLT14 ;; esac
@@ -53,6 +54,8 @@ done
 for file in ${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"}; do
   [[ -f $file ]] || die "CHECKPOINT=$file does not exist; give a checkpoint of this plug-in's Transformer"
 done
+WARMUP_TOKENS=${WARMUP_TOKENS:-$MAX_TOKENS}
+is_count "$WARMUP_TOKENS" || die "WARMUP_TOKENS must be a whole number from 1 on, but is '$WARMUP_TOKENS'"
 ((WORKERS == 1 && UPDATE_FREQ == 1)) || die "gradients are measured by single processes; leave LAUNCH, WORKERS and UPDATE_FREQ out"
 
 # measure SEEDS FLAG...: fairseq-ln gradients into RUNS, the seeds shared out among JOBS processes.
@@ -87,7 +90,8 @@ initial() { measure "$1" --arch "${PRESET_ROW[arch]}" --layers "${LAYER_LIST[@]}
 
 # warm_up RUN: sets RUN_FOLDER; trains the run for its warm-up stage, and no further.
 warm_up() {
-  local seed=${SEED_LIST[0]}
+  local seed=${SEED_LIST[0]} MAX_TOKENS=$WARMUP_TOKENS WORKER_TOKENS BATCH
+  share_tokens "$MAX_TOKENS"
   describe "$1" "$seed"
   MAX_UPDATE=${CHOSEN_UPDATES:-$(awk -F '\t' '$1 == "warmup_updates" { print $2 }' <<<"$SETTINGS")}
   is_count "$MAX_UPDATE" || die "$1 has no warm-up stage; set MAX_UPDATE, or choose another --only"

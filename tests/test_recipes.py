@@ -852,6 +852,17 @@ def test_the_warm_up_stage_is_trained_and_its_end_measured(measured):
     assert any("--checkpoint" in call and last in call for call in tree.calls("fairseq-ln"))
 
 
+def test_the_warm_up_stage_may_have_smaller_updates_than_the_measurement(tree):
+    """WARMUP_TOKENS: of the training alone, and told in its settings."""
+    result = tree.run("gradients", PRESET="smoke", WARMUP_TOKENS="512")
+    assert result.returncode == 0, result.stderr
+    (train,) = tree.calls("fairseq-train")
+    assert flags(train)["--max-tokens"] == "512"
+    assert {flags(call)["--max-tokens"] for call in tree.calls("fairseq-ln") if call[0] == "gradients"} == {"1024"}
+    (settings,) = tree.root.glob("runs/gradients-smoke/*/seed1/settings.tsv")
+    assert "batch\t512 tokens an update (1 x 512 x update-freq 1), not the paper's 4096\n" in settings.read_text()
+
+
 def test_a_second_start_of_the_measurement_trains_nothing_and_says_so(measured):
     """The measurements are there (MEASURED), and the warm-up stage is trained."""
     tree, _ = measured
