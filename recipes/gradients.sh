@@ -19,7 +19,8 @@
 #           CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
 # Writes: runs/gradients-<preset>/RESULTS.md, figure3.tsv, figure3_trained.tsv, figure3.json, figures, measurements.jsonl
 # Time:   stage 2 with PRESET=paper COMPUTE_DTYPE=bfloat16 about an hour on 2 idle CPU cores, two and a half in float32;
-#         4000 updates of stage 3 about an hour and a half in bfloat16, an hour with WARMUP_TOKENS=512 in float32. Killed, every stage goes on where it was.
+#         4000 updates of stage 3 about an hour and a half in bfloat16, an hour with WARMUP_TOKENS=512 in float32.
+#         Killed, every stage goes on where it was.
 # Expect: Post-LN's last W2 about 1.6 at every depth in the paper, Pre-LN falling with depth; after warm-up Post-LN very small
 set -euo pipefail
 case ${IWSLT14:-} in '' | /* | *://*) ;; *) IWSLT14=$PWD/$IWSLT14 ;; esac
