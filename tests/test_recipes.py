@@ -495,10 +495,10 @@ def test_a_study_copied_to_another_place_goes_on_there(tree):
 
 def test_a_copied_study_beside_other_data_is_refused(tree):
     """The dictionaries are equal by chance, and the pairs are fewer."""
-    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train", PRESET="cpu", MAX_EPOCH="1")
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train", PRESET="paper", MAX_EPOCH="1")
     text = tree.root / "data" / "iwslt14" / "train.en"
     text.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[:300]), encoding="utf-8")
-    result = tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stage", "score", PRESET="cpu", MAX_EPOCH="1")
+    result = tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stage", "score", PRESET="paper", MAX_EPOCH="1")
     assert result.returncode == 1 and not tree.calls("fairseq-generate")
     assert "was trained with 500 pairs, and data/iwslt14/bin has 300" in result.stderr.splitlines()[-1]
 
