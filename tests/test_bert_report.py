@@ -87,6 +87,26 @@ def study(tmp_path):
     return tmp_path
 
 
+# -- both positions at one rate --
+
+
+@pytest.mark.parametrize(("end", "ahead"), [(0.1, "Post-LN"), (0.3, "Pre-LN")])
+def test_post_ln_at_pre_lns_rate_is_compared_with_it(tmp_path, end, ahead):
+    """Where Post-LN does not diverge and ends lower, the saving against its lower rate is not the position's."""
+    write_run(tmp_path, straight(10, 3))
+    write_run(tmp_path, straight(10, 0.2), **PRE_SETTINGS)
+    write_run(tmp_path, straight(10, end), run=HIGH, lr="3e-4", figure="5a")
+    text, _ = report(tmp_path)
+    assert f"At one rate, 3e-4, Pre-LN ends at 0.200 and Post-LN at {end:.3f}, seed 1" in text
+    assert ("the updates saved are the rate's, not the position's" in text) == (ahead == "Post-LN")
+
+
+def test_a_diverged_run_is_not_compared_at_one_rate(study):
+    """It has no end."""
+    text, _ = report(study)
+    assert "At one rate" not in text
+
+
 # -- when Pre-LN has Post-LN's loss --
 
 

@@ -471,7 +471,26 @@ def beside_the_papers(runs, losses, raced, worth):
         text = f"**No reproduction**: {'; '.join(other)}."
     else:
         text = "Preset paper, on about as much text as the paper's; its text itself is not to be had."
-    return f"## Ours beside the paper's\n\n{text}\n\n{grid(['what', 'paper', 'ours'], rows)}"
+    return "\n\n".join(["## Ours beside the paper's", text, grid(["what", "paper", "ours"], rows), *at_one_rate(runs, losses)])
+
+
+def at_one_rate(runs, losses):
+    """A sentence for each finished Pre-LN run and the Post-LN run of its rate and seed: which ends lower, and what follows."""
+    ends = {
+        (run.settings["ln_position"], run.settings["lr"], run.seed): losses[run.folder][-1][1]
+        for run in runs
+        if run.done and not run.diverged and losses[run.folder]
+    }
+    sentences = []
+    for (position, lr, seed), pre in ends.items():
+        post = ends.get(("post", lr, seed))
+        if position != "pre" or post is None:
+            continue
+        sentence = f"At one rate, {lr}, Pre-LN ends at {pre:.3f} and Post-LN at {post:.3f}, seed {seed}"
+        if post < pre:
+            sentence += ": Post-LN did not need the lower rate here, and the updates saved are the rate's, not the position's"
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def not_the_papers(runs):
