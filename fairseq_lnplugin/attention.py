@@ -28,7 +28,7 @@ def attend(
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
         if incremental_state is None:
-            k, v, key_padding_mask = memory_keys(attention, dtype, memory, key_padding_mask)
+            k, v = memory_keys(attention, dtype, memory)
         else:
             k, v, key_padding_mask = kept_memory_keys(
                 attention, dtype, memory, key_padding_mask, incremental_state, x.size(1)
@@ -47,17 +47,17 @@ def attend(
     return fused.linear(y, dtype, attention.out_proj), weights
 
 
-def memory_keys(attention, dtype, memory, key_padding_mask):
-    """Keys, values ``(src_len, batch, heads, head_dim)`` and padding mask of an encoder output."""
+def memory_keys(attention, dtype, memory):
+    """Keys and values ``(src_len, batch, heads, head_dim)`` of an encoder output."""
     kv = fused.linear(memory, dtype, attention.k_proj, attention.v_proj)
-    return *(by_heads(attention, part) for part in kv.chunk(2, dim=-1)), key_padding_mask
+    return tuple(by_heads(attention, part) for part in kv.chunk(2, dim=-1))
 
 
 def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """The same, made at the first word and kept: once a sentence, where its beams are equal rows of ``memory`` side by side.
+    """The same and the padding mask, made at the first word and kept, once for all beams of a sentence.
 
-    ``key_batch`` is then ``batch`` divided by the number of beams. fairseq's search tells through ``source`` ``(batch,)``, which
-    it reorders where it drops finished sentences, what rows are left.
+    Beams are equal rows of ``memory`` side by side; ``key_batch`` is ``batch`` divided by their number. fairseq's search tells
+    through ``source`` ``(batch,)``, which it reorders where it drops finished sentences, what rows are left.
     """
     saved = attention._get_input_buffer(incremental_state)
     if "source" in saved:
@@ -70,7 +70,7 @@ def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_sta
     else:
         beams = equal_neighbours(memory, key_padding_mask)
         pads = None if key_padding_mask is None else key_padding_mask[::beams]
-        kept = memory_keys(attention, dtype, memory[:, ::beams], pads)
+        kept = *memory_keys(attention, dtype, memory[:, ::beams]), pads
     attention.set_incremental_state(incremental_state, "memory", (kept, batch))
     attention._set_input_buffer(incremental_state, {"source": torch.arange(batch, device=kept[0].device)})
     return kept

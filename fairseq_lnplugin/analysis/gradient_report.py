@@ -170,7 +170,7 @@ def json_text(values):
     parts = []
     for name, value in values.items():
         if isinstance(value, list):
-            rows = ",\n  ".join(json.dumps({key: shortened(cell) for key, cell in row.items()}, allow_nan=False) for row in value)
+            rows = ",\n  ".join(json.dumps({key: shortened(one) for key, one in row.items()}, allow_nan=False) for row in value)
             text = f"[\n  {rows}\n ]" if value else "[]"
         else:
             text = json.dumps(value, allow_nan=False)
@@ -179,8 +179,8 @@ def json_text(values):
 
 
 def shortened(value):
-    """A number to six significant digits."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """A number with the digits that a table shows."""
+    return float(cell(value)) if isinstance(value, float) else value
 
 
 def finite(row):
