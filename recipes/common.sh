@@ -86,8 +86,8 @@ threads() { export OMP_NUM_THREADS=$1 MKL_NUM_THREADS=$1; }
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi | cut -d ' ' -f 1; }
 
-# write FILE: standard input to FILE, whole or not at all.
-write() { cat >"$1.new" && mv "$1.new" "$1"; }
+# write FILE: standard input to FILE, whole or not at all, even where two starts write it.
+write() { cat >"$1.$BASHPID.new" && mv "$1.$BASHPID.new" "$1"; }
 
 quoted() { printf '%q ' "$@" | sed 's/ $/\n/'; }
 
@@ -777,6 +777,7 @@ score() {
     log "$3: scored already"
     return
   fi
+  fairseq-ln environment | write "$RUN_FOLDER/scored_with.json" || die "fairseq-ln environment failed"
   # epoch, updates and validation loss of each epoch that left a checkpoint
   epochs=$(python - "$RUN_FOLDER" <<'PYTHON'
 import json, math, sys

@@ -254,7 +254,18 @@ def test_a_commit_with_changes_is_marked_dirty(tmp_path):
     """In results.tsv and in RESULTS.md."""
     write_run(tmp_path, environment={"dirty": True})
     text, rows = report(tmp_path)
-    assert rows[0]["commit"] == "0123abc-dirty" and "- commit: 0123abc with uncommitted changes (dirty)" in text
+    assert rows[0]["commit"] == "0123abc-dirty" and "- commit: 0123abc-dirty" in text
+
+
+def test_the_commit_of_the_scoring_stands_beside_that_of_the_training(tmp_path):
+    """In results.tsv and under the figure; where the folder does not tell, only the training's is there."""
+    folder = write_run(tmp_path)
+    text, rows = report(tmp_path)
+    assert "trained at commit 0123abc." in text and rows[0]["scored_commit"] == ""
+    (folder / "scored_with.json").write_text('{"commit": "4567def", "dirty": true}')
+    text, rows = report(tmp_path)
+    assert "trained at commit 0123abc, scored at commit 4567def-dirty." in text
+    assert (rows[0]["commit"], rows[0]["scored_commit"]) == ("0123abc", "4567def-dirty")
 
 
 def test_a_tab_in_a_value_does_not_break_the_table(tmp_path):

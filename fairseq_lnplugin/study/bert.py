@@ -229,7 +229,7 @@ def results(runs, losses):
             "state": tables.state(run),
             "diverged_at": run.diverged and run.diverged.update,
             "wall_seconds": run.wall_seconds,
-            "commit": tables.commit(run),
+            "commit": tables.commit(run.environment),
         }
         rows.append([tables.text(row[name]) for name in COLUMNS])
     return rows

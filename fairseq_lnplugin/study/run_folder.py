@@ -1,6 +1,7 @@
 """Read run folders ``<study>/<run>/seed<k>/``: the contract between the recipes that write them and the report.
 
-A folder holds settings.tsv, environment.json, command.txt, train.log, checkpoints/grad_norm.tsv, scores.tsv, decode/
+A folder holds settings.tsv, environment.json (code and machine of the training), command.txt, train.log,
+checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring), decode/
 (fairseq-generate's output on the test set), wall_seconds, ``trained`` or ``diverged``, and ``done`` once the run is
 trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
 Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`).
@@ -91,6 +92,7 @@ class Run:
     folder: Path
     settings: dict
     environment: dict
+    scored_with: dict
     command: str
     epochs: list
     points: list
@@ -185,6 +187,7 @@ def read_run(folder):
         folder=folder,
         settings=settings,
         environment=read_environment(folder / "environment.json", required=done),
+        scored_with=read_environment(folder / "scored_with.json", required=False),
         command=read(folder / "command.txt", required=done).strip(),
         epochs=epochs,
         points=points,
@@ -270,7 +273,7 @@ def read_settings(path):
 
 
 def read_environment(path, required):
-    """environment.json as a dict; {} where there is none."""
+    """What ``fairseq-ln environment`` wrote as a dict; {} where there is none."""
     text = read(path, required)
     try:
         environment = json.loads(text) if text or required else {}

@@ -40,6 +40,7 @@ MORE_COLUMNS = (
     *("study", "state", "best_epoch", "bleu_signature", "test_lines", "last_valid_loss", "last_bleu", "last_sacrebleu"),
     *("hold_epochs", "hold_updates", "decay", "decay_factor", "dropout", "label_smoothing", "max_tokens"),
     *("update_freq", "max_epoch", "max_update", "paper_bleu", "device", "threads", "torch", "fairseq"),
+    "scored_commit",
 )
 
 #: What settings.tsv says of a run besides how it is trained.
@@ -71,7 +72,8 @@ def result(run):
         "signature": score and score.sacrebleu_signature,
         "diverged_at": run.diverged and run.diverged.update,
         "wall_seconds": run.wall_seconds,
-        "commit": commit(run),
+        "commit": commit(run.environment),
+        "scored_commit": commit(run.scored_with),
         "state": state(run),
         "best_epoch": best and best.epoch,
         "bleu_signature": score and score.bleu_signature,
@@ -92,10 +94,10 @@ def text(value):
     return " ".join(str(value).split())
 
 
-def commit(run):
-    """The commit that a run was made with, ``-dirty`` where a file differed from it, or None."""
-    name = run.environment.get("commit")
-    return f"{name}-dirty" if name and run.environment.get("dirty") else name
+def commit(environment):
+    """The commit of an environment.json, ``-dirty`` where a file differed from it, or None."""
+    name = environment.get("commit")
+    return f"{name}-dirty" if name and environment.get("dirty") else name
 
 
 def state(run):
