@@ -87,7 +87,10 @@ threads() { export OMP_NUM_THREADS=$1 MKL_NUM_THREADS=$1; }
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi | cut -d ' ' -f 1; }
 
 # write FILE: standard input to FILE, whole or not at all, even where two starts write it.
-write() { cat >"$1.$BASHPID.new" && mv "$1.$BASHPID.new" "$1"; }
+write() {
+  local new=$1.$BASHPID.new
+  cat >"$new" && mv "$new" "$1"
+}
 
 quoted() { printf '%q ' "$@" | sed 's/ $/\n/'; }
 
