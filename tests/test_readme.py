@@ -1,6 +1,9 @@
-"""Tests of README.md: its commands run, and every flag, path and run-time name in it exists."""
+"""Tests of README.md: its commands run, its flags, paths and run-time names exist, its numbers are those of the results."""
 
+import csv
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +67,41 @@ def test_every_file_of_the_picture_of_the_code_exists():
         folder = ROOT / "fairseq_lnplugin" if names.group(1) else ROOT
         missing += [name for name in names.group(2).rstrip(", ").split(", ") if not (folder / name.strip()).exists()]
     assert missing == []
+
+
+def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
+    """benchmarks/results.json, rounded as the table rounds."""
+    measured = json.loads((ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))
+
+    def training(name, words):
+        row = measured["training"][name]
+        memory = row["sides"]["ours"]["peak_gib"]["median"] / row["sides"]["stock"]["peak_gib"]["median"]
+        return f"| {row['ratio']['median']:.2f} x the {words} per second, {memory:.2f} x the memory |"
+
+    decoding = measured["decoding"]["libreoffice-help, test1"]["ratio"]
+    whole, translating = (decoding[name]["median"] for name in ("wall_seconds", "translated_seconds"))
+    expected = [
+        training("fp32-no-amx", "words"),
+        training("bert-small-fp32", "tokens"),
+        f"| {measured['gradients']['6-6-fp32']['ratio']['median']:.2f} x |",
+        f"| {measured['training']['hook-1']['hook']['share']['median']:.1%}".replace("%", " % |"),
+        f"| {whole:.2f} x start included, {translating:.2f} x without |",
+    ]
+    assert [cell for cell in expected if cell not in README] == []
+
+
+def test_the_bleu_under_the_readmes_picture_is_that_of_the_results():
+    """Means over the finished seeds of the three runs, to one decimal."""
+    with open(ROOT / "results/iwslt14-cpu/results.tsv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["state"] == "finished"]
+
+    def bleu(run):
+        return f"{statistics.mean(float(row['bleu']) for row in rows if row['run'] == f'iwslt14-{run}'):.1f}"
+
+    runs = ("pre-adam-lr5e-4-step", "post-adam-lr5e-4-warmup4000", "post-adam-lr5e-4-warmup1")
+    pre, post, without = map(bleu, runs)
+    caption = f"BLEU {pre} for Pre-LN without warm-up, {post} for Post-LN with it, {without} without"
+    assert caption in " ".join(README.split())
 
 
 @pytest.mark.parametrize("command", re.findall(r"^(?:IWSLT14=\S+ .*)?bash recipes/.*$", "\n".join(BLOCKS), flags=re.MULTILINE))

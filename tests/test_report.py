@@ -409,6 +409,11 @@ def test_a_cell_with_a_bar_does_not_break_the_table(tmp_path):
     assert table(report(tmp_path)[0], "## Every run and seed")[0]["paper's BLEU"] == "34 \\| 35"
 
 
+def test_the_cost_of_all_trainings_is_their_seconds_over_their_updates(study):
+    """Two runs of 300 updates and 7,500 s each."""
+    assert "- training: 600 updates in 4 h 10 min, 25.00 s an update with its validations\n" in report(study)[0]
+
+
 def test_wall_time_is_in_hours_and_minutes(study):
     """7,500 seconds."""
     assert table(report(study)[0], "## Every run and seed")[0]["wall time"] == "2 h 05 min"

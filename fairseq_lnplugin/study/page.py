@@ -373,6 +373,7 @@ def what_was_run(runs):
     lines += [f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}" for name in VERSIONS]
     lines.append(f"- device: {by_value(runs, lambda run: known(run, 'device'))}")
     lines.append(f"- threads: {by_value(runs, lambda run: known(run, 'threads'))}")
+    lines += cost(runs)
     shared, _ = tables.split_settings(runs)
     shared = [f"{name} {value}" for name, value in shared.items() if name not in ("data", "pairs", "preset")]
     text = "## What was run\n\n" + "\n".join(lines)
@@ -382,6 +383,15 @@ def what_was_run(runs):
     if first:
         text += f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```"
     return text
+
+
+def cost(runs):
+    """What all trainings took, in a list: updates, wall time and seconds an update; [] before the first update."""
+    timed = [run for run in runs if run.wall_seconds and run.updates]
+    updates, seconds = sum(run.updates for run in timed), sum(run.wall_seconds for run in timed)
+    if not timed:
+        return []
+    return [f"- training: {updates:,} updates in {duration(seconds)}, {seconds / updates:.2f} s an update with its validations"]
 
 
 # -- words --
