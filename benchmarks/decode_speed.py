@@ -1,6 +1,6 @@
 """How fast our decoding is against stock fairseq's, in real fairseq-generate processes, with the same weights.
 
-    python benchmarks/decode_speed.py DATA_BIN --checkpoint FILE [--gen-subset test1] [--pairs 5] [--out benchmarks]
+    python benchmarks/decode_speed.py DATA_BIN --checkpoint FILE [--gen-subset test1] [--pairs 5] [--compute-dtype TYPE]
 
 DATA_BIN is the folder, made by fairseq-preprocess, that the checkpoint was trained on; FILE is a checkpoint of
 ``transformer_ln_study``. All of the subset is translated; the recipes' ``test1`` is the first 500 sentences of valid.
@@ -10,9 +10,9 @@ RESULTS.md in ``--out``.
 What is measured
     stock   the checkpoint's weights under ``--arch transformer`` (the names of the parameters are fairseq's), float32,
             without our plug-in; one process with as many threads as there are cores, which is fairseq's default
-    ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere; one process of one
-            thread for each core, a shard of the sentences each, in two batches or more, as recipes/common.sh
-            decodes
+    ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere, or with the type that
+            --compute-dtype names, which is then in the row's name; one process of one thread for each core, a shard of
+            the sentences each, in two batches or more, as recipes/common.sh decodes
 
     The two run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
     until the last shard ends), fairseq's own "Translated ... in S s" (of ours, the slowest shard's), and peak memory
@@ -41,8 +41,6 @@ COMMON = (
     "--task translation --cpu --beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096 "
     "--required-batch-size-multiple 1 --no-progress-bar"
 ).split()
-DTYPE = results_file.faster_dtype()
-OURS = ["--user-dir", "fairseq_lnplugin", "--model-overrides", f"{{'compute_dtype': '{DTYPE}'}}"]
 
 TRANSLATED = re.compile(r"Translated ([\d,]+) sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
@@ -111,11 +109,11 @@ def stock_arguments(data_bin, checkpoint, subset):
     return ["-m", "fairseq_cli.generate", data_bin, "--path", checkpoint, "--gen-subset", subset, *COMMON]
 
 
-def shard_arguments(data_bin, checkpoint, subset, sentences, shards, shard):
+def shard_arguments(data_bin, checkpoint, subset, dtype, sentences, shards, shard):
     """What follows the Python program for one shard of ours (world size and rank only cut the batches into shards)."""
     return [
         *stock_arguments(data_bin, checkpoint, subset),
-        *OURS,
+        *("--user-dir", "fairseq_lnplugin", "--model-overrides", f"{{'compute_dtype': '{dtype}'}}"),
         *("--batch-size", str(-(-sentences // (2 * shards)))),
         *("--distributed-world-size", str(shards), "--distributed-rank", str(shard)),
     ]
@@ -174,7 +172,7 @@ def decode(side, commands, variables, folder):
     }
 
 
-def measure(data, subset, checkpoint, stock_checkpoint, pairs):
+def measure(data, subset, dtype, checkpoint, stock_checkpoint, pairs):
     """All pairs; returns side to the list of what :func:`decode` returned.
 
     Raises:
@@ -185,7 +183,7 @@ def measure(data, subset, checkpoint, stock_checkpoint, pairs):
     shards, threads = shards_of(sentences)
     stock = [sys.executable, *stock_arguments(str(data.folder), str(stock_checkpoint), subset)]
     ours = [
-        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, sentences, shards, shard)]
+        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, dtype, sentences, shards, shard)]
         for shard in range(shards)
     ]
     # torch loads the Namespace in a checkpoint only so, without our plug-in
@@ -243,6 +241,7 @@ def main():
     parser.add_argument("data_bin", metavar="DATA_BIN", help="folder made by fairseq-preprocess")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of transformer_ln_study")
     parser.add_argument("--gen-subset", default="test1", metavar="NAME", help="default: test1")
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), help="of ours (default: the faster one here)")
     results_file.add_arguments(parser)
     args = parser.parse_args()
     data = results_file.Data(args.data_bin, args.data_name)
@@ -253,18 +252,22 @@ def main():
     name = f"{data.name}, {args.gen_subset}"
     command = ["python", "benchmarks/decode_speed.py", data.name, "--checkpoint", args.checkpoint.name]
     command += ["--gen-subset", args.gen_subset, "--pairs", str(args.pairs)]
+    dtype = args.compute_dtype or results_file.faster_dtype()
+    if args.compute_dtype:
+        name += f", {dtype}"
+        command += ["--compute-dtype", dtype]
     had = results_file.conditions(data, command, environment(cores()))
     with tempfile.TemporaryDirectory() as folder:
         stock_checkpoint = Path(folder) / "stock.pt"
         about = converted(args.checkpoint.resolve(), stock_checkpoint)
-        numbers = summary(measure(data, args.gen_subset, args.checkpoint.resolve(), stock_checkpoint, args.pairs))
+        numbers = summary(measure(data, args.gen_subset, dtype, args.checkpoint.resolve(), stock_checkpoint, args.pairs))
     shards, threads = shards_of(sentences)
     numbers |= {"checkpoint": about, "shards": shards, "threads_of_a_shard": threads, "conditions": had}
     numbers["commands"] = {
         "stock": results_file.shown(["python", *stock_arguments(data.name, "stock.pt", args.gen_subset)]),
         "ours": results_file.shown(
             [f"OMP_NUM_THREADS={threads}", f"MKL_NUM_THREADS={threads}", "python"]
-            + shard_arguments(data.name, args.checkpoint.name, args.gen_subset, sentences, shards, "SHARD")
+            + shard_arguments(data.name, args.checkpoint.name, args.gen_subset, dtype, sentences, shards, "SHARD")
         ),
     }
     results_file.save(args.out, "decoding", name, numbers)
@@ -273,7 +276,7 @@ def main():
     print(
         f"{name}: stock / ours {ratios['wall_seconds']} for the whole command, "
         f"{ratios['translated_seconds']} for translating; "
-        f"BLEU {scores['stock']:.2f} (stock, float32) and {scores['ours']:.2f} (ours, {DTYPE})"
+        f"BLEU {scores['stock']:.2f} (stock, float32) and {scores['ours']:.2f} (ours, {dtype})"
     )
 
 

@@ -242,10 +242,10 @@ are noise."""
 DECODING = """## Decoding
 
 fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16 products with
-AMX and float32 without, the sentences in shards over the cores, one process each, as the recipes decode. The same
-weights. Whole command: from its start to its end, loading included. Translating: fairseq's own "Translated ... in", of
-the slowest shard. Peak memory: the sum over the shards, shared pages counted in each. BLEU: tokenized, against
-fairseq-generate's `T-` lines."""
+AMX and float32 without unless the row names a type, the sentences in shards over the cores, one process each, as the
+recipes decode. The same weights. Whole command: from its start to its end, loading included. Translating: fairseq's own
+"Translated ... in", of the slowest shard. Peak memory: the sum over the shards, shared pages counted in each. BLEU:
+tokenized, against fairseq-generate's `T-` lines."""
 
 GRADIENTS = """## Figure 3
 
