@@ -79,6 +79,7 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
         return f"| {row['ratio']['median']:.2f} x the {words} per second, {memory:.2f} x the memory |"
 
     decoding = measured["decoding"]["libreoffice-help, test1"]["ratio"]
+    bleu = measured["decoding"]["libreoffice-help, test1, bfloat16"]["bleu"]
     whole, translating = (decoding[name]["median"] for name in ("wall_seconds", "translated_seconds"))
     expected = [
         training("fp32-no-amx", "words"),
@@ -86,6 +87,7 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
         f"| {measured['gradients']['6-6-fp32']['ratio']['median']:.2f} x |",
         f"| {measured['training']['hook-1']['hook']['share']['median']:.1%}".replace("%", " % |"),
         f"| {whole:.2f} x start included, {translating:.2f} x without |",
+        f"costs {bleu['stock'] - bleu['ours']:.2f} BLEU there ({bleu['ours']:.2f} against {bleu['stock']:.2f})",
     ]
     assert [cell for cell in expected if cell not in README] == []
 
