@@ -14,9 +14,7 @@ from fairseq_lnplugin import fused
 HISTORY_STEPS = 32
 
 
-def attend(
-    attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=None, incremental_state=None, need_weights=False
-):
+def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=None, incremental_state=None, need_weights=False):
     """Attention from ``x`` to itself, or to ``memory`` where ``attention`` is an encoder-decoder attention.
 
     ``attention``: fairseq's MultiheadAttention; ``dtype``: of its products; ``x``: ``(tgt_len, batch, embed_dim)``; ``memory``:
@@ -30,9 +28,7 @@ def attend(
         if incremental_state is None:
             k, v = memory_keys(attention, dtype, memory)
         else:
-            k, v, key_padding_mask = kept_memory_keys(
-                attention, dtype, memory, key_padding_mask, incremental_state, x.size(1)
-            )
+            k, v, key_padding_mask = kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, x.size(1))
     else:
         qkv = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (by_heads(attention, part) for part in qkv.chunk(3, dim=-1))

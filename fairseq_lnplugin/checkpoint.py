@@ -27,7 +27,5 @@ def read_checkpoint(path):
         reason = (str(error).strip().splitlines() or [""])[0][:120]
         if isinstance(error, pickle.UnpicklingError):  # torch's text is a page on weights_only
             reason = "not a checkpoint, or one damaged or made by other programs"
-        raise CheckpointError(
-            f"{path} cannot be read as a fairseq checkpoint ({type(error).__name__}: {reason})"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read as a fairseq checkpoint ({type(error).__name__}: {reason})") from None
     return state

@@ -51,9 +51,7 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
         if reduce:
             loss, nll_loss = loss.sum(), nll_loss.sum()
         else:
-            loss, nll_loss = (
-                torch.zeros(rows.shape, device=v.device).masked_scatter(rows, v) for v in (loss, nll_loss)
-            )
+            loss, nll_loss = (torch.zeros(rows.shape, device=v.device).masked_scatter(rows, v) for v in (loss, nll_loss))
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
         return loss, sample_size, {
             "loss": loss.data,

@@ -230,14 +230,12 @@ def update_of(line, path):
 def foreign(path, line):
     """The error for a file with a line that is none of ours."""
     return SystemExit(
-        f"{path} has a line that is no row of gradient norms ({line.strip()[:60]!r}); "
-        "move the file away and start again"
+        f"{path} has a line that is no row of gradient norms ({line.strip()[:60]!r}); move the file away and start again"
     )
 
 
 def unwritable(path, error):
     """The error for a file system that says no."""
     return SystemExit(
-        f"cannot write {path} ({error.strerror}); make room or change its permissions, "
-        "or train with --grad-norm-interval 0"
+        f"cannot write {path} ({error.strerror}); make room or change its permissions, or train with --grad-norm-interval 0"
     )

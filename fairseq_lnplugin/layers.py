@@ -124,9 +124,7 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
         layer_input = x
         if prev_self_attn_state is not None:
             self.put_state(self.self_attn, incremental_state, prev_self_attn_state)
-        y = self.attend_self(
-            self.self_attn_layer_norm.enter(x), self_attn_padding_mask, self_attn_mask, incremental_state
-        )
+        y = self.attend_self(self.self_attn_layer_norm.enter(x), self_attn_padding_mask, self_attn_mask, incremental_state)
         x = self.self_attn_layer_norm.leave(x, y, layer_input, self.branch_dropout())
 
         attn: Tensor | None = None

@@ -108,9 +108,7 @@ def one_lr(lr, name):
     """
     rates = list(lr) if isinstance(lr, Sequence) else [lr]
     if len(rates) != 1:
-        raise SystemExit(
-            f"--lr-scheduler {name} takes one --lr, the highest rate, but got {len(rates)}: {rates}"
-        )
+        raise SystemExit(f"--lr-scheduler {name} takes one --lr, the highest rate, but got {len(rates)}: {rates}")
     if not (rates[0] > 0 and math.isfinite(rates[0])):
         raise SystemExit(f"--lr must be a number above 0, but is {rates[0]:g}")
     return float(rates[0])
@@ -231,9 +229,7 @@ def no_warmup_settings(cfg):
         if value < 0:
             raise SystemExit(f"{flag} must be 0 (no hold) or more, but is {value}")
         if value and decay == "none":
-            raise SystemExit(
-                f"{flag} {value} has no effect with --decay none: say what follows the hold, or drop the flag"
-            )
+            raise SystemExit(f"{flag} {value} has no effect with --decay none: say what follows the hold, or drop the flag")
     if cfg.hold_epochs and cfg.hold_updates:
         raise SystemExit("give --hold-epochs or --hold-updates, not both")
     if decay == "step" and not (cfg.hold_epochs or cfg.hold_updates):
@@ -249,9 +245,7 @@ def no_warmup_settings(cfg):
     if decay == "linear":
         total = cfg.max_update if cfg.total_updates is None else cfg.total_updates
         if not total and cfg.total_updates is None:
-            raise SystemExit(
-                "--decay linear needs --total-updates or --max-update: the update at which the rate is 0"
-            )
+            raise SystemExit("--decay linear needs --total-updates or --max-update: the update at which the rate is 0")
         if total <= max(cfg.hold_updates, 1):
             raise SystemExit(
                 f"--decay linear is at 0 at update {total}, but --lr is held up to update "

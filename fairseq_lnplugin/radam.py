@@ -45,9 +45,7 @@ class RAdam(torch.optim.RAdam):
     supports_flat_params = True
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, skip_degenerate=True):
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=True
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=True)
         self.defaults["skip_degenerate"] = skip_degenerate
         for group in self.param_groups:
             group.setdefault("skip_degenerate", skip_degenerate)
@@ -107,21 +105,12 @@ class RAdam(torch.optim.RAdam):
 class RAdamConfig(FairseqDataclass):
     """Flags of ``--optimizer radam``."""
 
-    adam_betas: Any = dataclasses.field(
-        default=(0.9, 0.999), metadata={"help": "decay rates of the two moments"}
-    )
-    adam_eps: float = dataclasses.field(
-        default=1e-8, metadata={"help": "epsilon, added to the root of the second moment"}
-    )
-    weight_decay: float = dataclasses.field(
-        default=0.0, metadata={"help": "weight decay, decoupled as in --optimizer adam"}
-    )
+    adam_betas: Any = dataclasses.field(default=(0.9, 0.999), metadata={"help": "decay rates of the two moments"})
+    adam_eps: float = dataclasses.field(default=1e-8, metadata={"help": "epsilon, added to the root of the second moment"})
+    weight_decay: float = dataclasses.field(default=0.0, metadata={"help": "weight decay, decoupled as in --optimizer adam"})
     radam_degenerate: ChoiceEnum(DEGENERATE) = dataclasses.field(
         default="skip",
-        metadata={
-            "help": "the first 5 updates: skip (no step, as RAdam's official code) or "
-            "sgd (a momentum step, as torch)"
-        },
+        metadata={"help": "the first 5 updates: skip (no step, as RAdam's official code) or sgd (a momentum step, as torch)"},
     )
     lr: List[float] = II("optimization.lr")
 
@@ -138,9 +127,7 @@ def betas_of(text):
     except (ValueError, SyntaxError, TypeError):
         raise SystemExit(f"--adam-betas takes two numbers such as '(0.9, 0.98)', but is {text}") from None
     if not (0 <= beta1 < 1 and 2 / 3 < beta2 < 1):
-        raise SystemExit(
-            f"--adam-betas for radam must lie in [0, 1) and (2/3, 1), but are {beta1:g} and {beta2:g}"
-        )
+        raise SystemExit(f"--adam-betas for radam must lie in [0, 1) and (2/3, 1), but are {beta1:g} and {beta2:g}")
     return beta1, beta2
 
 

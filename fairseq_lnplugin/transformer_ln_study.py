@@ -254,12 +254,8 @@ def add_ln_study_args(parser, weight_init="xavier_uniform"):
 
     ``weight_init``: the model's default.
     """
-    parser.add_argument(
-        "--ln-position", choices=sorted(LN_POSITIONS), help="where the layer normalization sits (default: post)"
-    )
-    parser.add_argument(
-        "--weight-init", choices=sorted(WEIGHT_INITS), help=f"how the weights start (default: {weight_init})"
-    )
+    parser.add_argument("--ln-position", choices=sorted(LN_POSITIONS), help="where the layer normalization sits (default: post)")
+    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"how the weights start (default: {weight_init})")
     parser.add_argument(
         "--compute-dtype",
         choices=sorted(COMPUTE_DTYPES),
@@ -300,14 +296,11 @@ def fill_ln_study_args(args, stacks=STACKS, weight_init="xavier_uniform"):
         setattr(args, flag, ends_in_norm)
     if ends_in_norm and getattr(args, "no_decoder_final_norm", False):
         raise SystemExit(
-            f"--no-decoder-final-norm contradicts --ln-position {args.ln_position}, which ends each stack in an LN; "
-            "leave it out"
+            f"--no-decoder-final-norm contradicts --ln-position {args.ln_position}, which ends each stack in an LN; leave it out"
         )
     for flag in UNSUPPORTED:
         if getattr(args, flag, None):
-            raise SystemExit(
-                f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out"
-            )
+            raise SystemExit(f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out")
     for flag in ("fp16", "bf16", "amp"):
         if args.compute_dtype != "float32" and getattr(args, flag, False):
             raise SystemExit(
@@ -316,9 +309,7 @@ def fill_ln_study_args(args, stacks=STACKS, weight_init="xavier_uniform"):
             )
     criterion = getattr(args, "criterion", "adaptive_loss")  # fairseq-hydra-train does not tell the model
     if getattr(args, "adaptive_softmax_cutoff", None) and criterion != "adaptive_loss":
-        raise SystemExit(
-            f"--adaptive-softmax-cutoff needs --criterion adaptive_loss, not {criterion}; change one of the two"
-        )
+        raise SystemExit(f"--adaptive-softmax-cutoff needs --criterion adaptive_loss, not {criterion}; change one of the two")
     compat.without_tpu(args)
 
 

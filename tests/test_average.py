@@ -159,9 +159,7 @@ def test_fewer_checkpoints_than_asked_for_are_refused(paths, tmp_path, bound, fo
     assert found in told and "--keep-last-epochs" in told
 
 
-@pytest.mark.parametrize(
-    "argv", [(), ("--last", 2), ("--dir", "."), ("--up-to", 3, "a.pt"), ("--last", 2, "--dir", ".", "a.pt")]
-)
+@pytest.mark.parametrize("argv", [(), ("--last", 2), ("--dir", "."), ("--up-to", 3, "a.pt"), ("--last", 2, "--dir", ".", "a.pt")])
 def test_flags_that_do_not_go_together_are_refused(tmp_path, argv):
     """Either files, or --last with --dir."""
     assert "--last N" in sentence_of(tmp_path, "--out", tmp_path / "mean.pt", *argv)

@@ -94,9 +94,7 @@ def two_dictionaries(text_corpus, tmp_path_factory):
 
 def test_a_missing_data_folder_is_named(tmp_path):
     """And what to give instead."""
-    with pytest.raises(
-        SystemExit, match="nowhere is not a folder that fairseq-preprocess wrote .*; give its --destdir"
-    ):
+    with pytest.raises(SystemExit, match="nowhere is not a folder that fairseq-preprocess wrote .*; give its --destdir"):
         train(tmp_path / "nowhere", tmp_path / "save")
 
 
@@ -159,9 +157,7 @@ def pre_checkpoint(data_bin, tmp_path_factory):
         ("--ln-position pre --decoder-ffn-embed-dim 96", r"does not fit this model's flags: size mismatch for decoder"),
     ],
 )
-def test_a_save_directory_of_other_settings_is_refused_and_left_alone(
-    flags, sentence, pre_checkpoint, data_bin, tmp_path
-):
+def test_a_save_directory_of_other_settings_is_refused_and_left_alone(flags, sentence, pre_checkpoint, data_bin, tmp_path):
     """checkpoint_last.pt of a Pre-LN run, then the same --save-dir with another setting."""
     shutil.copy(pre_checkpoint, tmp_path)
     with pytest.raises(SystemExit, match=sentence):

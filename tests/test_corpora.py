@@ -723,7 +723,7 @@ def test_a_dead_address_is_refused_with_the_address_and_advice(server, tmp_path,
 @pytest.fixture(scope="module")
 def newstest():
     """3,000 and 3,003 pairs (German, English), the lengths of newstest2013 and 2014; the first of each is told apart."""
-    first = ("Es ist die Wieder-Wahl. Er sagte \"nein\".", "It's the re-election. He said \"no\".")
+    first = ('Es ist die Wieder-Wahl. Er sagte "nein".', 'It\'s the re-election. He said "no".')
     return [[first, *[("ja", "yes")] * (lines - 1)] for lines in (3000, 3003)]
 
 

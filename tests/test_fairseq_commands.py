@@ -318,9 +318,7 @@ def built(**flags):
     args = Namespace(**{"arch": "transformer_ln_study_tiny", **flags})
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(
-        args, Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    )
+    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=dictionary, target_dictionary=dictionary))
     return model, torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(1))
 
 

@@ -79,9 +79,7 @@ def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, l
         causal = torch.full((tgt_len, src_len), -math.inf).triu(1)
     if layout == "cache":  # as decoding keeps keys and values: (batch, heads, len, head_dim)
         inputs[1:] = [x.detach().permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3).requires_grad_() for x in inputs[1:]]
-    assert_kernel_agrees(
-        lambda q, k, v: fused.attention(q, k, v, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype]
-    )
+    assert_kernel_agrees(lambda q, k, v: fused.attention(q, k, v, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype])
 
 
 @needs_kernels

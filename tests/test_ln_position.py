@@ -176,9 +176,7 @@ def built(request, monkeypatch):
     args = Namespace(arch="transformer_ln_study_tiny", ln_position=request.param, **flags)
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(
-        args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
-    )
+    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -238,9 +236,7 @@ def test_an_arrangement_of_one_class_decodes_token_by_token(built, inputs):
     model, prev = built[1], inputs["prev_output_tokens"]
     with torch.no_grad():
         encoder_out, state = model.encoder.forward_torchscript(inputs), {}
-        columns = [
-            model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))
-        ]
+        columns = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))]
         torch.testing.assert_close(torch.cat(columns, 1), model.decoder(prev, encoder_out)[0], rtol=1e-4, atol=2e-5)
 
 
@@ -264,9 +260,7 @@ def test_an_arrangement_knows_stack_and_depths(position, encoder, decoder, monke
     monkeypatch.setitem(LN_POSITIONS, position, ARRANGEMENTS[position][0])
     args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, encoder_layers=6, decoder_layers=6)
     ARCH_CONFIG_REGISTRY[args.arch](args)
-    model = TransformerLNStudyModel.build_model(
-        args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
-    )
+    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
     for stack, expected in ((model.encoder, encoder), (model.decoder, decoder)):
         norm = stack.layers[-1].final_layer_norm
         factor = norm.alpha if position == "deepnorm" else norm.omega[0].item()

@@ -312,9 +312,7 @@ def train(corpus, save_dir, *flags, caplog):
     hook = register_optimizer_step_pre_hook(note_the_rate)
     try:
         with caplog.at_level(logging.INFO):
-            args = options.parse_args_and_arch(
-                options.get_training_parser(), input_args=arguments_of(corpus, save_dir, *flags)
-            )
+            args = options.parse_args_and_arch(options.get_training_parser(), input_args=arguments_of(corpus, save_dir, *flags))
             fairseq_train.main(convert_namespace_to_omegaconf(args))
     finally:
         hook.remove()

@@ -122,9 +122,7 @@ def test_the_training_and_translation_commands_run_as_printed(data_bin, tmp_path
     block = block.replace("--user-dir fairseq_lnplugin", f"--user-dir {ROOT / 'fairseq_lnplugin'}")
     for program in ("train", "generate"):
         block = block.replace(f"fairseq-{program} ", f"{sys.executable} -m fairseq_cli.{program} ")
-    run = subprocess.run(
-        ["bash", "-ec", f"DATA={data_bin}\n{block}"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run(["bash", "-ec", f"DATA={data_bin}\n{block}"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     assert len(re.findall(r"^H-\d+", run.stdout, flags=re.MULTILINE)) == 40  # every sentence of the test set
     assert (tmp_path / "checkpoints/grad_norm.tsv").exists()

@@ -648,9 +648,7 @@ def test_a_second_start_does_nothing_and_says_so(finished):
     before = [len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")]
     result = tree.only()
     assert "nothing to do" in result.stderr
-    assert before == [
-        len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")
-    ]
+    assert before == [len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")]
 
 
 def test_a_run_folder_made_with_other_settings_is_refused_by_naming_the_two(finished):
@@ -678,9 +676,7 @@ def test_a_changed_dictionary_is_refused_before_decoding(tree):
 
 def test_a_diverged_run_is_a_result_and_the_others_go_on(tree):
     """Its folder says after which update, with fairseq's message; all four runs are trained and reported."""
-    result = tree.run(
-        "iwslt14", PRESET="smoke", TRAIN_MODE="diverges", TRAIN_MODE_ONLY="iwslt14-post-radam-lr5e-4-linear"
-    )
+    result = tree.run("iwslt14", PRESET="smoke", TRAIN_MODE="diverges", TRAIN_MODE_ONLY="iwslt14-post-radam-lr5e-4-linear")
     assert result.returncode == 0, result.stderr
     assert len(tree.calls("fairseq-train")) == 4
     folder = tree.folder("iwslt14-post-radam-lr5e-4-linear")
@@ -1008,7 +1004,5 @@ def test_every_script_is_free_of_shellcheck_warnings():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run(
-        [shellcheck, "--severity", "warning", *map(str, scripts)], capture_output=True, text=True, cwd=ROOT
-    )
+    result = subprocess.run([shellcheck, "--severity", "warning", *map(str, scripts)], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout

@@ -34,9 +34,7 @@ SUBLAYERS = {
 PLACES = {PreLN: "before", PostLN: "after"}
 #: Flags of the models themselves, handed on to them.
 SIZES = [
-    f"{stack}_{size}"
-    for stack in ("encoder", "decoder")
-    for size in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+    f"{stack}_{size}" for stack in ("encoder", "decoder") for size in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
 ]
 #: Flags of fairseq's tasks that some models read; no norm depends on them.
 LENGTHS = {"tokens_per_sample": 512, "max_positions": 512, "max_source_positions": 512, "max_target_positions": 512}
@@ -137,9 +135,7 @@ def build(cfg, name, source_words, target_words):
         if getattr(cfg, path, None):
             setattr(cfg, path, None)
     source, target = dictionary(source_words), dictionary(target_words)
-    task = SimpleNamespace(
-        source_dictionary=source, target_dictionary=target, dictionary=target, max_positions=lambda: 512
-    )
+    task = SimpleNamespace(source_dictionary=source, target_dictionary=target, dictionary=target, max_positions=lambda: 512)
     try:
         return build_model(cfg, task)
     except SystemExit as error:

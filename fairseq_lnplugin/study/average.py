@@ -109,9 +109,7 @@ def average(paths):
         for name, parameter in parameters.items():
             if parameter.is_floating_point():
                 sums[name] = sums[name] + parameter.double() if name in sums else parameter.double()
-    means = {
-        name: (sums[name] / len(paths)).to(value.dtype) if name in sums else value for name, value in parameters.items()
-    }
+    means = {name: (sums[name] / len(paths)).to(value.dtype) if name in sums else value for name, value in parameters.items()}
     for name, owner in shared:
         means[name] = means[owner]
     extra = {name: value for name, value in state["extra_state"].items() if not name.startswith("ema")}

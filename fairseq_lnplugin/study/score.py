@@ -38,9 +38,7 @@ def add_arguments(parser):
     parser.add_argument("--epoch", required=True, type=whole_number(0), metavar="N", help="epoch of the checkpoint")
     parser.add_argument("--updates", required=True, type=whole_number(0), metavar="N", help="updates up to the checkpoint")
     parser.add_argument("--checkpoint", required=True, type=one_word, metavar="NAME", help="the checkpoint's file name")
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="scores.tsv, whose row of this epoch and subset is replaced"
-    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="scores.tsv, whose row of this epoch and subset is replaced")
 
 
 def one_word(text):
@@ -149,9 +147,7 @@ def read_hypotheses(paths, references, reference_path):
         )
     for number, text in sorted(hypotheses.items()):
         if "@@ " in text + " ":
-            fail(
-                f"sentence {number} in {origin[number]} still has BPE marks @@; run fairseq-generate with --remove-bpe"
-            )
+            fail(f"sentence {number} in {origin[number]} still has BPE marks @@; run fairseq-generate with --remove-bpe")
     others = [number for number, text in sorted(targets.items()) if not same_sentence(text, references[number])]
     if 2 * len(others) > len(targets):
         fail(

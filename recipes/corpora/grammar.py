@@ -213,9 +213,7 @@ class Grammar:
             english=tuple(" ".join([form, *english]) for form in head.english),
         )
 
-    def with_verb(
-        self, subject: Phrase, verb: list[str], middle: list[str], english: list[str], adverb: list[str]
-    ) -> Clause:
+    def with_verb(self, subject: Phrase, verb: list[str], middle: list[str], english: list[str], adverb: list[str]) -> Clause:
         """A clause in the present, in the perfect, or with a modal verb."""
         prefix, infinitive, third, participle, english_base, english_third, english_participle = verb
         prefix = prefix.replace("-", "")

@@ -47,9 +47,7 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
         parallel_text.say(f"tokenizing {len(pairs):,} pairs of {split} ...")
         tokenized = parallel_text.tokenize(pairs, args.src, args.tgt, args.lowercase)
         keep_all = split == "test"
-        splits[split] = (
-            tokenized if keep_all else parallel_text.clean(tokenized, dropped, args.max_words, args.max_ratio)
-        )
+        splits[split] = tokenized if keep_all else parallel_text.clean(tokenized, dropped, args.max_words, args.max_ratio)
     return parallel_text.Corpus(
         name=args.name,
         source_lang=args.src,
