@@ -28,15 +28,16 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
         if incremental_state is None:
             k, v = memory_keys(attention, dtype, memory)
         else:
-            k, v, key_padding_mask = kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, x.size(1))
+            k, v, origin = kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, x.size(1))
     else:
         qkv = fused.linear(x, dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (by_heads(attention, part) for part in qkv.chunk(3, dim=-1))
+        if incremental_state is not None:
+            k, v, origin = append_to_history(attention, k, v, key_padding_mask, incremental_state)
     dropout = attention.dropout_module
     p = dropout.p if attention.training or dropout.apply_during_inference else 0.0
-    if incremental_state is not None and not attention.encoder_decoder_attention:
-        k, v, origin = append_to_history(attention, k, v, key_padding_mask, incremental_state)
-        y, weights = fused.history_attention(q, k, v, origin, attn_mask, p), None
+    if incremental_state is not None:
+        y, weights = fused.history_attention(q, k, v, origin, attn_mask, p, need_weights)
     else:
         pads = None if key_padding_mask is None else key_padding_mask.bool()
         y, weights = fused.attention(q, k, v, pads, attn_mask, p, need_weights)
@@ -50,35 +51,26 @@ def memory_keys(attention, dtype, memory):
 
 
 def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """The same and the padding mask, made at the first word and kept, once for all beams of a sentence.
+    """The same, made at the first word and kept once for all beams of a sentence, and whose they are, as in a history.
 
-    Beams are equal rows of ``memory`` side by side; ``key_batch`` is ``batch`` divided by their number. fairseq's search tells
-    through ``source`` ``(batch,)``, which it reorders where it drops finished sentences, what rows are left.
+    fairseq's search reorders ``origin`` ``(batch, src_len)``, and drops the rows of finished sentences from it; keys and values
+    ``(src_len, sentences, heads, head_dim)`` stay where they are. Beams are equal rows of ``memory`` side by side.
     """
-    saved = attention._get_input_buffer(incremental_state)
-    if "source" in saved:
-        kept, kept_batch = attention.get_incremental_state(incremental_state, "memory")
-        if saved["source"].size(0) == kept_batch:
-            return kept
-        kept = of_sentences(*kept, saved["source"], kept_batch // kept[0].size(1))
-    elif "prev_key" in saved:  # keys and values that the caller gave, in fairseq's form
-        kept = from_cache(saved["prev_key"]), from_cache(saved["prev_value"]), saved.get("prev_key_padding_mask")
-    else:
-        beams = equal_neighbours(memory, key_padding_mask)
-        pads = None if key_padding_mask is None else key_padding_mask[::beams]
-        kept = *memory_keys(attention, dtype, memory[:, ::beams]), pads
-    attention.set_incremental_state(incremental_state, "memory", (kept, batch))
-    attention._set_input_buffer(incremental_state, {"source": torch.arange(batch, device=kept[0].device)})
-    return kept
-
-
-def of_sentences(keys, values, pads, source, beams):
-    """The keys, values and pads that rows ``source`` of a batch with so many ``beams`` a sentence read."""
-    sentences = source // beams
-    first = sentences[::beams]
-    if torch.equal(first.repeat_interleave(beams), sentences):  # whole sentences were dropped: one set a sentence is enough
-        sentences = first
-    return keys[:, sentences], values[:, sentences], None if pads is None else pads[sentences]
+    saved, history = attention._get_input_buffer(incremental_state), attention.get_incremental_state(incremental_state, "history")
+    if history is None:
+        if "prev_key" in saved:  # keys and values that the caller gave, in fairseq's form
+            keys, values = from_cache(saved["prev_key"]), from_cache(saved["prev_value"])
+            key_padding_mask = saved.get("prev_key_padding_mask")
+        else:
+            keys, values = memory_keys(attention, dtype, memory[:, :: equal_neighbours(memory, key_padding_mask)])
+        history = {"keys": keys, "values": values}
+        rows = torch.arange(batch, device=keys.device) // (batch // keys.size(1))
+        saved = {"origin": rows[:, None].repeat(1, keys.size(0))}
+        if key_padding_mask is not None:
+            saved["origin"].masked_fill_(key_padding_mask.bool(), -1)
+        attention.set_incremental_state(incremental_state, "history", history)
+        attention._set_input_buffer(incremental_state, saved)
+    return history["keys"], history["values"], saved["origin"]
 
 
 def equal_neighbours(memory, pads):

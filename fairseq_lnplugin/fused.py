@@ -161,29 +161,26 @@ def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias:
     return layer_norm(dropout_add(x, y, p), weight, bias, eps, x.dtype)
 
 
-def history_attention(q, keys, values, origin, attn_mask=None, p=0.0):
+def history_attention(q, keys, values, origin, attn_mask=None, p=0.0, need_weights=False):
     """:func:`attention` of the words of hypotheses to steps that are kept once and shared between hypotheses.
 
     ``q``: ``(tgt_len, batch, heads, head_dim)``; ``keys``, ``values``: ``(steps, rows, heads, head_dim)``; ``origin``:
-    ``(batch / beams, steps)``, the row that holds a step of a hypothesis, or of all beams of a sentence; -1 where it is a pad.
-    Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype.
+    ``(batch, steps)``, the row that holds a step of a hypothesis; -1 where it is a pad. Returns what :func:`attention` does, the
+    probabilities as ``(heads, batch, tgt_len, steps)``.
     """
-    if takes_words(q, attn_mask, p):
-        return kernels.history_attention(q, keys, values, origin.contiguous()).flatten(2)
+    # one word a row, as in decoding, and no gradient wanted
+    if takes_attention(q) and q.size(0) == 1 and attn_mask is None and p == 0 and not torch.is_grad_enabled():
+        out, weights = kernels.history_attention(q, keys, values, origin.contiguous(), need_weights)
+        return out.flatten(2), weights
     steps = torch.arange(keys.size(0), device=origin.device)
     k, v = (rows[steps[:, None], origin.t().clamp(min=0)] for rows in (keys, values))
     pads = origin < 0
-    return attention(q, k, v, pads if pads.any() else None, attn_mask, p)[0]
+    return attention(q, k, v, pads if pads.any() else None, attn_mask, p, need_weights)
 
 
 def takes_attention(q):
     """Whether there are kernels of attention for ``q``."""
     return kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values()
-
-
-def takes_words(q, attn_mask, p):
-    """Whether the kernel of :func:`history_attention` does: one word a row, as in decoding, and no gradient wanted."""
-    return takes_attention(q) and q.size(0) == 1 and attn_mask is None and p == 0 and not torch.is_grad_enabled()
 
 
 def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weights=False):
@@ -196,11 +193,6 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weight
     ``(heads, batch, tgt_len, src_len)``.
     """
     on_kernel = takes_attention(q)
-    if takes_words(q, attn_mask, p) and not need_weights:
-        origin = torch.arange(k.size(1))[:, None].repeat(1, k.size(0))
-        if key_padding_mask is not None:
-            origin.masked_fill_(key_padding_mask, -1)
-        return history_attention(q, k, v, origin), None
     if on_kernel and p == 0 and not need_weights:
         mask = None if attn_mask is None else attn_mask.float().contiguous()
         pads = None if key_padding_mask is None else key_padding_mask.contiguous()

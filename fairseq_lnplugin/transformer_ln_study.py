@@ -73,6 +73,24 @@ class Encoder(Stack, TransformerEncoderBase):
         """Fairseq's factory."""
         return self.next_layer(EncoderLayer, cfg)
 
+    reorder_with_copies = TransformerEncoderBase.reorder_encoder_out  # TorchScript knows no super()
+
+    @torch.jit.export
+    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor):
+        """As fairseq's, without a copy where equal rows change places: the beams of a sentence do so at most words.
+
+        The dict gets an entry ``rows``, which tells of each row whose copy it is.
+        """
+        rows = torch.arange(encoder_out["encoder_out"][0].size(1), device=new_order.device)
+        if "rows" in encoder_out:
+            rows = encoder_out["rows"][0]
+        reordered = rows.index_select(0, new_order)
+        if torch.equal(reordered, rows):
+            return encoder_out
+        copies = self.reorder_with_copies(encoder_out, new_order)
+        copies["rows"] = [reordered]
+        return copies
+
 
 class Decoder(Stack, TransformerDecoderBase):
     """fairseq's decoder over :class:`~fairseq_lnplugin.layers.DecoderLayer`."""

@@ -82,25 +82,12 @@ def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, l
     assert_kernel_agrees(lambda q, k, v: fused.attention(q, k, v, pads, causal)[0], inputs, monkeypatch, 2 * BOUND[dtype])
 
 
-@needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("pads", [False, True])
-def test_one_word_of_each_beam_attends_to_its_sentence_as_many_words_do(pads, dtype):
-    """Without a gradient another kernel does it; keys as decoding keeps them."""
-    q = random(1, 10, 3, 32, dtype=dtype)
-    k, v = (random(2, 3, 9, 32, dtype=dtype, seed=seed).permute(2, 0, 1, 3) for seed in (1, 2))
-    mask = torch.arange(9)[None, :] >= torch.tensor([[9], [4]]) if pads else None
-    many = fused.attention(q, k, v, mask)[0]
-    with torch.no_grad():
-        torch.testing.assert_close(fused.attention(q, k, v, mask)[0], many.detach(), rtol=0, atol=2 * BOUND[dtype])
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [5, 32, 40])
 @pytest.mark.parametrize("steps", [1, 16, 37])
 @pytest.mark.parametrize("path", ["kernel", "torch"])
 def test_attention_to_a_history_equals_attention_to_the_keys_it_points_to(steps, head_dim, dtype, path, monkeypatch):
-    """Against softmax(q k^T / sqrt(d)) v, a row at a time, its pads left out; keys as parts of larger tensors."""
+    """Against softmax(q k^T / sqrt(d)) and its product with v, a row at a time, pads left out; keys in larger tensors."""
     if path == "torch":
         monkeypatch.setattr(fused, "kernels", None)
     batch, rows, heads = 6, 7, 3
@@ -110,14 +97,19 @@ def test_attention_to_a_history_equals_attention_to_the_keys_it_points_to(steps,
     origin[torch.rand(batch, steps, generator=torch.Generator().manual_seed(6)) < 0.3] = -1
     origin[:, -1] = torch.arange(batch)
     with torch.no_grad():
-        out = fused.history_attention(q, keys, values, origin)
+        out, weights = fused.history_attention(q, keys, values, origin, need_weights=True)
+        assert fused.history_attention(q, keys, values, origin)[1] is None
+    assert weights.shape == (heads, batch, 1, steps)
     assert out.shape == (1, batch, heads * head_dim) and out.dtype == dtype
     for b in range(batch):
         real = [t for t in range(steps) if origin[b, t] >= 0]
         k, v = (torch.stack([tensor[t, origin[b, t]] for t in real]).double() for tensor in (keys, values))
         probs = torch.einsum("hd,thd->ht", q[0, b].double(), k).div(head_dim**0.5).softmax(1)
         expected = torch.einsum("ht,thd->hd", probs, v).flatten()
-        torch.testing.assert_close(out[0, b].double(), expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+        bound = 2e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(out[0, b].double(), expected, rtol=0, atol=bound)
+        torch.testing.assert_close(weights[:, b, 0, real].double(), probs, rtol=0, atol=bound)
+        assert weights[:, b].sum() == pytest.approx(heads, abs=bound * heads)  # pads have none
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 1003])

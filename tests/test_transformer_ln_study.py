@@ -124,23 +124,39 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
             prefix = torch.cat([prefix, torch.randint(4, 100, (len(order), 1), generator=generator)], dim=1)
 
 
-def test_the_source_is_kept_once_for_all_beams_and_again_after_sentences_were_dropped(sample, operators):
-    """Cross-attention's keys of 3 sentences with 2 beams, then of 2, then of single rows of other sentences' beams."""
+def test_the_source_is_copied_only_where_other_sentences_take_its_rows(sample):
+    """Two beams a sentence: beams that change places leave it as it is, a dropped sentence does not; against fairseq's copies."""
+    encoder = build("pre").eval().encoder
+    with torch.no_grad():
+        original = encoder.forward_torchscript(sample["net_input"])
+    two_beams = encoder.reorder_encoder_out(original, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert encoder.reorder_encoder_out(two_beams, torch.tensor([1, 1, 2, 3, 5, 4])) is two_beams
+    dropped = encoder.reorder_encoder_out(two_beams, torch.tensor([1, 0, 5, 4]))
+    assert encoder.reorder_encoder_out(dropped, torch.tensor([1, 1, 2, 3])) is dropped
+    for name in ("encoder_out", "encoder_padding_mask"):
+        rows = original[name][0].transpose(0, 1) if name == "encoder_out" else original[name][0]
+        copied = dropped[name][0].transpose(0, 1) if name == "encoder_out" else dropped[name][0]
+        assert torch.equal(copied, rows[[0, 0, 2, 2]])
+
+
+def test_the_sources_keys_are_made_once_for_all_beams_and_stay_where_they_are(sample, operators):
+    """Cross-attention's keys of 3 sentences with 2 beams; a search reorders and drops only the numbers of their sentences."""
     model = build("post").eval()
     source, state = torch.tensor([0, 0, 1, 1, 2, 2]), {}
     attend = model.decoder.layers[0].encoder_attn
     with torch.no_grad():
         encoder_out = model.encoder.forward_torchscript(sample["net_input"])
-        for order, kept in (([0, 1, 2, 3, 4, 5], 3), ([1, 0, 5, 5], 2), ([1, 2, 3], 3)):
+        expected = attend.k_proj(encoder_out["encoder_out"][0][:, :3]).flatten()
+        pads = encoder_out["encoder_padding_mask"][0]
+        for order in ([0, 1, 2, 3, 4, 5], [1, 0, 5, 5], [1, 2, 3]):
             source = source[order]
             model.decoder.reorder_incremental_state_scripting(state, torch.tensor(order))
             memory = model.encoder.reorder_encoder_out(encoder_out, source)
-            words = torch.full((len(order), 1), 5)
-            model.decoder(words, memory, incremental_state=state)
-            (keys, _, _), _ = attend.get_incremental_state(state, "memory")
-            assert keys.size(1) == kept
-            alone = attend.k_proj(memory["encoder_out"][0][:, :: len(order) // kept]).flatten()
-            torch.testing.assert_close(keys.flatten(), alone, rtol=1e-5, atol=1e-6)
+            model.decoder(torch.full((len(order), 1), 5), memory, incremental_state=state)
+            keys = attend.get_incremental_state(state, "history")["keys"]
+            torch.testing.assert_close(keys.flatten(), expected, rtol=1e-5, atol=1e-6)
+            origin = attend._get_input_buffer(state)["origin"]
+            assert torch.equal(origin, source[:, None].expand(-1, 9).masked_fill(pads[source], -1))
 
 
 def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):

@@ -433,18 +433,18 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
 }
 
 // One word a batch row, and a history that it does not hold itself: step t's key is keys[t, origin[b, t]], so that reordering beams
-// moves indices and no keys; -1 marks a pad. Beams of one source share a row of origin.
+// moves indices and no keys; -1 marks a pad. weights, (heads, batch, steps), takes the probabilities unless it is null.
 template <typename T>
-void history_rows(const T* q, const T* keys, const T* values, const int64_t* origin, T* out, const Layout& at_q, const Layout& at_k,
-                  const Layout& at_v, const Layout& at_out, int64_t beams, int64_t steps, int64_t heads, int64_t head_dim, int64_t begin,
-                  int64_t end) {
+void history_rows(const T* q, const T* keys, const T* values, const int64_t* origin, T* out, float* weights, const Layout& at_q,
+                  const Layout& at_k, const Layout& at_v, const Layout& at_out, int64_t batch, int64_t steps, int64_t heads,
+                  int64_t head_dim, int64_t begin, int64_t end) {
   const int64_t dim = padded(head_dim), whole = head_dim / kLanes * kLanes, places = padded(steps);
   const float scale = 1.f / std::sqrt(static_cast<float>(head_dim));
   std::vector<float> query(dim), probs(places), result(dim);
   std::vector<const T*> key_rows(steps), value_rows(steps);
   Vec square[kLanes];
   for (int64_t b = begin; b < end; ++b) {
-    const int64_t* rows = origin + b / beams * steps;
+    const int64_t* rows = origin + b * steps;
     for (int64_t t = 0; t < steps; ++t) {
       const int64_t row = std::max<int64_t>(rows[t], 0);
       key_rows[t] = keys + t * at_k.len_stride + row * at_k.batch_stride;
@@ -479,6 +479,7 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
         sums += e;
       }
       const float share = 1.f / sum_of(sums);
+      if (weights) copy_scaled(probs.data(), weights + (h * batch + b) * steps, steps, share);
       std::fill(result.begin(), result.end(), 0.f);
       for (int64_t d = 0; d < whole; d += kLanes) {
         Vec sum = {};
@@ -492,22 +493,27 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
   }
 }
 
-// q (1, batch, heads, head_dim); keys, values (steps, rows, heads, head_dim); origin (batch / beams, steps)
-Tensor history_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& origin) {
-  TORCH_CHECK(q.size(0) == 1 && origin.is_contiguous() && q.size(1) % origin.size(0) == 0 && origin.size(1) == keys.size(0),
+// q (1, batch, heads, head_dim); keys, values (steps, rows, heads, head_dim); origin (batch, steps). Returns the output and, if asked
+// for, the probabilities (heads, batch, 1, steps)
+std::tuple<Tensor, std::optional<Tensor>> history_attention(const Tensor& q, const Tensor& keys, const Tensor& values,
+                                                            const Tensor& origin, bool need_weights) {
+  const int64_t batch = q.size(1), steps = keys.size(0), heads = q.size(2);
+  TORCH_CHECK(q.size(0) == 1 && origin.is_contiguous() && origin.size(0) == batch && origin.size(1) == steps,
               "one query a batch row, and an origin for each of its steps");
   Tensor out = at::empty(q.sizes(), q.options());
+  std::optional<Tensor> weights;
+  if (need_weights) weights = at::empty({heads, batch, 1, steps}, q.options().dtype(at::kFloat));
+  float* wp = weights ? weights->data_ptr<float>() : nullptr;
   const Layout at_q(q), at_k(keys), at_v(values), at_out(out);
   FLOAT_OR_BFLOAT16(q, {
     const scalar *qp = q.const_data_ptr<scalar>(), *kp = keys.const_data_ptr<scalar>(), *vp = values.const_data_ptr<scalar>();
     const int64_t* from = origin.const_data_ptr<int64_t>();
     scalar* op = out.data_ptr<scalar>();
-    at::parallel_for(0, q.size(1), 4, [&](int64_t begin, int64_t end) {
-      history_rows(qp, kp, vp, from, op, at_q, at_k, at_v, at_out, q.size(1) / origin.size(0), keys.size(0), q.size(2),
-                   q.size(3), begin, end);
+    at::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+      history_rows(qp, kp, vp, from, op, wp, at_q, at_k, at_v, at_out, batch, steps, heads, q.size(3), begin, end);
     });
   })
-  return out;
+  return {out, weights};
 }
 
 // Writes the gradients at q, k, v into the given tensors (any strides over len and batch); probabilities are made again
