@@ -11,7 +11,7 @@ import subprocess
 import zipfile
 
 import pytest
-from test_recipes import ROOT, Tree, flags, table
+from test_recipes import RECORDER, ROOT, Tree, flags, table
 
 POST, PRE, POST_HIGH = "bert-post-adam-lr1e-4-warmup10000", "bert-pre-adam-lr3e-4-linear", "bert-post-adam-lr3e-4-warmup10000"
 
@@ -34,26 +34,8 @@ out.mkdir(parents=True, exist_ok=True)
 (out / "corpus.json").write_text(json.dumps(facts))
 '''
 
-STAND_IN = '''#!{python}
-"""Records its arguments. An epoch has 20 updates. MODE: how trainings go; FINETUNE_MODE: how fine-tunings go, where their folder
-holds FINETUNE_ONLY."""
-import json, os, signal, sys, zipfile
-from pathlib import Path
-
-name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
-with open(os.environ["STAND_IN_LOG"], "a", encoding="utf-8") as file:
-    print(json.dumps([name, *arguments]), file=file)
-
-
-def flag(wanted):
-    return arguments[arguments.index(wanted) + 1]
-
-
-def checkpoint(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("data.pkl", os.urandom(500))
-
-
+STAND_IN = """
+# An epoch has 20 updates. MODE: how trainings go; FINETUNE_MODE: how fine-tunings go, where their folder holds FINETUNE_ONLY.
 if name == "fairseq-preprocess":
     out = Path(flag("--destdir"))
     (out / "dict.txt").write_text("word 1\\n")
@@ -88,7 +70,7 @@ elif name == "fairseq-ln":
         print("{{}}")
     elif arguments[0] == "report":
         Path(arguments[1], "RESULTS.md").write_text("results")
-'''
+"""
 
 
 class BertTree(Tree):
@@ -98,7 +80,7 @@ class BertTree(Tree):
         super().__init__(folder)
         python = (folder / "bin" / "fairseq-train").read_text(encoding="utf-8").splitlines()[0].removeprefix("#!")
         for name in ("fairseq-preprocess", "fairseq-train", "fairseq-ln"):
-            (folder / "bin" / name).write_text(STAND_IN.format(python=python), encoding="utf-8")
+            (folder / "bin" / name).write_text((RECORDER + STAND_IN).format(python=python), encoding="utf-8")
         for name in ("masked_lm_text", "glue"):
             (self.root / "recipes" / "corpora" / f"{name}.py").write_text(CORPUS_SCRIPT, encoding="utf-8")
         (folder / "text.txt").write_text("text\n")

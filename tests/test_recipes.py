@@ -48,8 +48,8 @@ source, target = ("en", "de") if script == "wmt14.py" else ("de", "en")
     "pairs": {"train": 500, "valid": 120, "test": 130}}))
 '''
 
-STAND_IN = '''#!{python}
-"""Records its arguments; TRAIN_MODE says how a training ends: well (default), diverges, fails, or killed."""
+#: How every stand-in for a program begins: it records its arguments.
+RECORDER = """#!{python}
 import json, os, signal, sys, zipfile
 from pathlib import Path
 
@@ -67,6 +67,10 @@ def checkpoint(path):
         file.writestr("data.pkl", os.urandom(5000))
 
 
+"""
+
+STAND_IN = """
+# TRAIN_MODE says how a training ends: well (default), diverges, fails, or killed.
 if name == "fairseq-preprocess":
     out = Path(flag("--destdir"))
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ elif name == "fairseq-ln":
             file.write("{{}}\\n" if os.environ.get("MEASURED") != "yes" else "")
     elif arguments[0] == "report":
         Path(arguments[1], "RESULTS.md").write_text("results")
-'''
+"""
 
 PYTHON = """#!/bin/sh
 case "$2" in *corpus_bleu*) echo "${{CHECK:-0}}"; [ "${{CHECK:-0}}" -ge 0 ] 2>/dev/null; exit ;; esac
@@ -138,7 +142,7 @@ class Tree:
         (self.root / "fairseq_lnplugin").symlink_to(ROOT / "fairseq_lnplugin")
         for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln"):
             path = bin_folder / name
-            path.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
+            path.write_text((RECORDER + STAND_IN).format(python=sys.executable), encoding="utf-8")
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
         # the real Python, but the check of the environment, which imports torch, ends as CHECK says: how many GPUs there are
         (bin_folder / "python").write_text(PYTHON.format(python=shlex.quote(sys.executable)))
