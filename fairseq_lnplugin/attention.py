@@ -21,7 +21,7 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
     ``(src_len, batch, kdim)``; ``key_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``: ``(tgt_len, src_len)``,
     added to the scores; ``incremental_state``: fairseq's, where keys and values of earlier calls are kept. Returns the output
     ``(tgt_len, batch, embed_dim)`` in ``dtype`` and the attention probabilities ``(heads, batch, tgt_len, src_len)`` if
-    ``need_weights`` (of encoder-decoder attention only with an ``incremental_state``), else None.
+    ``need_weights``, else None.
     """
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
@@ -57,7 +57,7 @@ def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_sta
     ``(src_len, sentences, heads, head_dim)`` stay where they are. Beams are equal rows of ``memory`` side by side.
     """
     saved, history = attention._get_input_buffer(incremental_state), attention.get_incremental_state(incremental_state, "history")
-    if history is None:
+    if "origin" not in saved:
         if "prev_key" in saved:  # keys and values that the caller gave, in fairseq's form
             keys, values = from_cache(saved["prev_key"]), from_cache(saved["prev_value"])
             key_padding_mask = saved.get("prev_key_padding_mask")

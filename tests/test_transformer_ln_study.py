@@ -124,6 +124,23 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
             prefix = torch.cat([prefix, torch.randint(4, 100, (len(order), 1), generator=generator)], dim=1)
 
 
+def test_keys_of_the_source_that_the_caller_gives_take_the_place_of_those_before(sample, operators):
+    """Fairseq's prev_attn_state, with pads, into a state that has seen another source."""
+    layer = build("pre").eval().decoder.layers[0]
+    x, source, other = (torch.randn(n, 5, 64, generator=torch.Generator().manual_seed(n)) for n in (1, 6, 4))
+    pads = torch.arange(6)[None, :] >= torch.tensor([6, 5, 4, 3, 2])[:, None]
+    with torch.no_grad():
+        given = [
+            projection(source).view(6, 5, 2, 32).permute(1, 2, 0, 3)
+            for projection in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)
+        ]
+        state = {}
+        layer(x, encoder_out=other, incremental_state=state)
+        layer.self_attn._set_input_buffer(state, {})
+        again = layer(x, encoder_out=source, incremental_state=state, prev_attn_state=[*given, pads])[0]
+        torch.testing.assert_close(again, layer(x, encoder_out=source, encoder_padding_mask=pads)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_the_source_is_copied_only_where_other_sentences_take_its_rows(sample):
     """Two beams a sentence: beams that change places leave it as it is, a dropped sentence does not; against fairseq's copies."""
     encoder = build("pre").eval().encoder
