@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fairseq_lnplugin.study.run_folder import number
 from fairseq_lnplugin.study.wording import distinct, interval, position
 
-HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said yet"
+HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said"
 
 #: BLEU below which a model has not learned to translate, so that nothing can be measured against it; the paper's failed
 #: runs have 2.77 and 8.45.

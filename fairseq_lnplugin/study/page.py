@@ -97,7 +97,10 @@ def claims_section(runs, plan, found, tests):
         "their 95 % interval; p-values are those of the paired bootstrap tests below.",
     ]
     for claim in found:
-        sentences = [f"**{claim.verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
+        verdict = claim.verdict
+        if verdict == claims.UNKNOWN:
+            verdict += " yet" if claim.lacking else " here"
+        sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
         if claim.words:
             sentences.append(f"Ours: {'; '.join(claim.words)}.")
         p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
