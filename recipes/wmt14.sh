@@ -17,7 +17,7 @@
 #           LAUNCH and WORKERS: 8192 tokens x 16 workers an update are the paper's; with fewer workers UPDATE_FREQ makes up for it;
 #           AVERAGE=N: also scores the average of the last N epochs; DATA, RUNS; all others are at the top of recipes/common.sh
 # Writes: runs/wmt14-<preset>/RESULTS.md, results.tsv and figures, and <run>/seed<k>/ with logs, scores, checkpoints
-# Time:   PRESET=paper has not been run; cpu is made for about 25 minutes a run on 2 cores; smoke takes minutes
+# Time:   PRESET=paper has not been run; cpu takes about 40 minutes a run on one core; smoke minutes
 # Expect: BLEU is tokenized with hyphenated words split, as papers on WMT14 print it, beside sacreBLEU. The paper gives curves and
 #         no number in its text: Pre-LN reaches Post-LN's level, and earlier.
 set -euo pipefail

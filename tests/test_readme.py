@@ -109,6 +109,14 @@ def test_the_bleu_under_the_readmes_picture_is_that_of_the_results():
     assert caption in " ".join(README.split())
 
 
+@pytest.mark.parametrize(("study", "words"), [("iwslt14", "validations took {} s on one thread"), ("wmt14", "tokens at {} s")])
+def test_the_cost_of_an_update_in_the_readme_is_that_of_the_results(study, words):
+    """The seconds an update that each study's report works out."""
+    report = (ROOT / f"results/{study}-cpu/RESULTS.md").read_text(encoding="utf-8")
+    seconds = re.search(r"^- training: .*, ([\d.]+) s an update", report, flags=re.MULTILINE)[1]
+    assert words.format(seconds) in " ".join(README.split())
+
+
 @pytest.mark.parametrize("command", re.findall(r"^(?:IWSLT14=\S+ .*)?bash recipes/.*$", "\n".join(BLOCKS), flags=re.MULTILINE))
 def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
     """With --dry-run, or as --help, each recipe takes the arguments that the README gives it."""
