@@ -65,12 +65,16 @@ def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_sta
             keys, values = memory_keys(attention, dtype, memory[:, :: equal_neighbours(memory, key_padding_mask)])
         history = {"keys": keys, "values": values}
         rows = torch.arange(batch, device=keys.device) // (batch // keys.size(1))
-        saved = {"origin": rows[:, None].repeat(1, keys.size(0))}
-        if key_padding_mask is not None:
-            saved["origin"].masked_fill_(key_padding_mask.bool(), -1)
+        saved = {"origin": origin_of(rows, keys.size(0), key_padding_mask)}
         attention.set_incremental_state(incremental_state, "history", history)
         attention._set_input_buffer(incremental_state, saved)
     return history["keys"], history["values"], saved["origin"]
+
+
+def origin_of(rows, steps, pads):
+    """``(batch, steps)``: where a hypothesis' steps lie, all in its entry of ``rows`` ``(batch,)``; -1 at pads."""
+    origin = rows[:, None].repeat(1, steps)
+    return origin if pads is None else origin.masked_fill_(pads.bool(), -1)
 
 
 def equal_neighbours(memory, pads):
@@ -96,12 +100,11 @@ def append_to_history(attention, k, v, key_padding_mask, incremental_state):
         )
         origin = None
     new, batch = k.shape[:2]
+    latest = origin_of(torch.arange(batch, device=k.device), new, key_padding_mask)
     if origin is None:
-        origin, history = torch.empty(batch, 0, dtype=torch.long, device=k.device), {}
-    before = origin.size(1)
-    origin = torch.cat([origin, torch.arange(batch, device=k.device)[:, None].expand(batch, new)], dim=1)
-    if key_padding_mask is not None:
-        origin[:, before:].masked_fill_(key_padding_mask.bool(), -1)
+        before, origin, history = 0, latest, {}
+    else:
+        before, origin = origin.size(1), torch.cat([origin, latest], dim=1)
     for name, rows in (("keys", k), ("values", v)):
         history[name] = with_room(history.get(name), before, before + new, rows)
         history[name][before : before + new, :batch] = rows

@@ -81,9 +81,10 @@ class Encoder(Stack, TransformerEncoderBase):
 
         The dict gets an entry ``rows``, which tells of each row whose copy it is.
         """
-        rows = torch.arange(encoder_out["encoder_out"][0].size(1), device=new_order.device)
         if "rows" in encoder_out:
             rows = encoder_out["rows"][0]
+        else:
+            rows = torch.arange(encoder_out["encoder_out"][0].size(1), device=new_order.device)
         reordered = rows.index_select(0, new_order)
         if torch.equal(reordered, rows):
             return encoder_out

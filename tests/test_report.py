@@ -266,6 +266,8 @@ def test_the_commit_of_the_scoring_stands_beside_that_of_the_training(tmp_path):
     text, rows = report(tmp_path)
     assert "trained at commit 0123abc, scored at commit 4567def-dirty." in text
     assert (rows[0]["commit"], rows[0]["scored_commit"]) == ("0123abc", "4567def-dirty")
+    write_run(tmp_path, **PRE_SETTINGS)
+    assert "scored at commit 4567def-dirty, unknown." in report(tmp_path)[0]
 
 
 def test_a_tab_in_a_value_does_not_break_the_table(tmp_path):

@@ -221,14 +221,14 @@ def source(runs):
     """Where the numbers of a section come from."""
     lines = distinct(f"{score.lines:,}" for run in runs for score in run.scores if score.subset == tables.TEST)
     seeds = sorted({run.seed for run in runs})
-    scored = distinct(filter(None, (tables.commit(run.scored_with) for run in runs)))
+    scored = distinct(tables.commit(run.scored_with) or "unknown" for run in runs if run.scores)
     sentences = [
         f"Source: `{', '.join(values(runs, 'data'))}`, {tables.pairs_text([run.settings for run in runs])} for training",
         f", test set of {' or '.join(lines)} lines" if lines else "",
         f"; preset {', '.join(values(runs, 'preset'))} ({', '.join(values(runs, 'arch'))}); ",
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; ",
         f"trained at commit {', '.join(distinct(map(commit, runs)))}",
-        f", scored at commit {', '.join(scored)}." if scored else ".",
+        f", scored at commit {', '.join(scored)}." if set(scored) - {"unknown"} else ".",
         " Loss and scores are of the epoch of the best validation loss, means over finished seeds with their 95 % t-interval.",
         *(f" {line[2:]}." for line in signatures(runs)),
         " All settings: What was run.",
