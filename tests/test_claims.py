@@ -59,6 +59,29 @@ def test_little_difference_counts_on_both_sides(bleu, verdict):
     assert claims.little_difference(bleu, 34.0) == verdict
 
 
+@pytest.mark.parametrize(
+    "rule, reference, inside, verdicts",
+    [
+        (claims.same_level, 6.0, 5.4, (HOLDS, IN_PART)),
+        (claims.same_level, 6.0, 4.2, (IN_PART, FAILS)),
+        (claims.same_level, 10.0, 9.0, (HOLDS, IN_PART)),
+        (claims.same_level, 20.0, 17.0, (IN_PART, FAILS)),
+        (claims.little_difference, 6.0, 5.4, (HOLDS, IN_PART)),
+        (claims.little_difference, 6.0, 4.2, (IN_PART, FAILS)),
+        (claims.below, 6.0, 5.4, (IN_PART, HOLDS)),
+        (claims.far_below, 6.0, 5.4, (FAILS, IN_PART)),
+    ],
+)
+def test_bounds_shrink_with_a_reference_below_ten_bleu(rule, reference, inside, verdicts):
+    """Beside 6 BLEU, 1 and 3 BLEU become 0.6 and 1.8; from 10 on they are whole."""
+    assert (rule(inside + 1e-9, reference), rule(inside - 1e-9, reference)) == verdicts
+
+
+def test_little_difference_is_measured_by_the_larger_score():
+    """Whichever run has it: 0.9 BLEU beside 9, not beside 8.1."""
+    assert claims.little_difference(9.0, 8.1 + 1e-9) == claims.little_difference(8.1 + 1e-9, 9.0) == HOLDS
+
+
 @pytest.mark.parametrize("rule", [claims.below, claims.same_level])
 def test_nothing_is_measured_against_a_run_that_has_not_learned(rule):
     """Below 5 BLEU; the paper's failed runs have 2.77 and 8.45."""

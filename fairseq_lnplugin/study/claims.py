@@ -20,8 +20,9 @@ HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here",
 LEARNED = 5.0
 #: "Far below" another run: at most this share of its BLEU. The paper's pairs are 8.45 of 34 and 2.77 of 34.
 FAR = 0.5
-#: "The same level": this many BLEU apart, more than seeds of one setting differ by; up to WIDE it is one in part.
-CLOSE, WIDE = 1.0, 3.0
+#: "The same level": this many BLEU apart, more than seeds of one setting differ by; up to WIDE it is one in part. Beside a
+#: reference below SMALL both shrink in proportion to it: 2 BLEU and 5 are no one level, though 32 and 35 may be.
+CLOSE, WIDE, SMALL = 1.0, 3.0, 10.0
 #: BLEU that is "just above zero".
 ZERO = 1.0
 #: "Faster": the other's best loss within this share of its epochs. The paper: the 9th checkpoint against the 15th, 0.6.
@@ -31,14 +32,19 @@ LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
 
 RULES = (
     f"*far below*: at most {FAR:g} of the other's BLEU; *costs*: more than {CLOSE:g} BLEU; *the same level*: not more than "
-    f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g}; *just above "
-    f"zero*: at most {ZERO:g} BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far better* and "
-    f"*worse*: a validation loss lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below "
-    f"{LEARNED:g} BLEU."
+    f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g} (these bounds "
+    f"shrink in proportion beside a run below {SMALL:g} BLEU: to half beside {SMALL / 2:g}); *just above zero*: at most {ZERO:g} "
+    f"BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far better* and *worse*: a validation loss "
+    f"lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below {LEARNED:g} BLEU."
 )
 
 
 # -- Rules --
+
+
+def apart(bound, reference):
+    """A bound in BLEU beside a reference: in proportion less where that is below :data:`SMALL`."""
+    return bound * min(1.0, reference / SMALL)
 
 
 def far_below(bleu, reference):
@@ -47,14 +53,14 @@ def far_below(bleu, reference):
         return UNKNOWN
     if bleu <= FAR * reference:
         return HOLDS
-    return IN_PART if bleu < reference - CLOSE else FAILS
+    return IN_PART if bleu < reference - apart(CLOSE, reference) else FAILS
 
 
 def below(bleu, reference):
     """More than :data:`CLOSE` below the reference; in part: below it at all."""
     if reference < LEARNED:
         return UNKNOWN
-    if bleu < reference - CLOSE:
+    if bleu < reference - apart(CLOSE, reference):
         return HOLDS
     return IN_PART if bleu < reference else FAILS
 
@@ -63,15 +69,17 @@ def same_level(bleu, reference):
     """Not more than :data:`CLOSE` below the reference, in part :data:`WIDE`; being ahead is no fault."""
     if reference < LEARNED:
         return UNKNOWN
-    return HOLDS if bleu >= reference - CLOSE else IN_PART if bleu >= reference - WIDE else FAILS
+    close, wide = (apart(bound, reference) for bound in (CLOSE, WIDE))
+    return HOLDS if bleu >= reference - close else IN_PART if bleu >= reference - wide else FAILS
 
 
 def little_difference(bleu, reference):
     """At most :data:`CLOSE` apart, in part :data:`WIDE`, whichever is ahead."""
     if max(bleu, reference) < LEARNED:
         return UNKNOWN
-    apart = abs(bleu - reference)
-    return HOLDS if apart <= CLOSE else IN_PART if apart <= WIDE else FAILS
+    close, wide = (apart(bound, max(bleu, reference)) for bound in (CLOSE, WIDE))
+    difference = abs(bleu - reference)
+    return HOLDS if difference <= close else IN_PART if difference <= wide else FAILS
 
 
 def just_above_zero(bleu):
