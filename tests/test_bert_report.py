@@ -264,6 +264,11 @@ def test_a_run_no_better_than_frequencies_is_named(study):
     assert "| Post-LN at lr 3e-4, seed 1 | diverged | diverged, last validation loss 11.000 |" in text
 
 
+def test_the_cost_of_pre_training_is_its_seconds_over_its_updates(study):
+    """Two runs of 700 updates and one of 100, 2,400 s each."""
+    assert "- training: 1,500 updates in 2 h 00 min, 4.80 s an update with its validations\n" in report(study)[0]
+
+
 def test_a_study_under_way_is_reported_with_what_there_is(tmp_path):
     """No log yet, no fine-tuning: no figure, and said so."""
     folder = write_run(tmp_path, [], done=False)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean
 from fairseq_lnplugin.study import tables
-from fairseq_lnplugin.study.page import VERSIONS, Drawing, by_value, commit, known, perplexity, shown, values
+from fairseq_lnplugin.study.page import VERSIONS, Drawing, by_value, commit, cost, known, perplexity, shown, values
 from fairseq_lnplugin.study.run_folder import damaged, number, read_validations, read_values
 from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named
 
@@ -378,6 +378,7 @@ def what_was_run(runs):
     ]
     for name in (*VERSIONS, "device", "threads"):
         lines.append(f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}")
+    lines += cost(runs)
     shared, _ = tables.split_settings(runs)
     text = "## What was run\n\n" + "\n".join(lines)
     text += "\n\nSettings of all runs: " + ", ".join(f"{name} {value}" for name, value in shared.items()) + "."
