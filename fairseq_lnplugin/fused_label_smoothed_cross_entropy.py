@@ -46,7 +46,7 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
         if self.ignore_prefix_size > 0:
             features, target = features[:, self.ignore_prefix_size :], target[:, self.ignore_prefix_size :]
         rows = target.ne(self.padding_idx)
-        dtype = getattr(decoder.layers[-1], "compute_dtype", torch.float32)  # fairseq's own layers have none
+        dtype = getattr(decoder, "compute_dtype", torch.float32)  # fairseq's own has none
         loss, nll_loss = fused.label_smoothed_nll(features[rows], projection.weight, target[rows], self.eps, dtype)
         if reduce:
             loss, nll_loss = loss.sum(), nll_loss.sum()

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # The engine of the recipes: settings, stages, training, decoding and scoring of the runs in runs.tsv. Sourced, never run.
 #
-# A recipe sets STUDY and STAGES, calls `start "$@"` (or its two halves, with settings between them), and then asks `if stage 1; then ...` for each of its stages.
+# A recipe sets STUDY and STAGES, calls `start "$@"` (or its two halves, with settings between them), and then asks `if stage 1; then
+# ...` for each of its stages.
 # Run folders are runs/<study>[-<preset>]/<run>/seed<k>/; what they hold is the contract of the recipes with `fairseq-ln report`.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
