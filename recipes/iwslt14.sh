@@ -13,7 +13,8 @@
 #        --seeds "1 2 3"; --dry-run; --help
 # Settings: IWSLT14=PATH (archive or folder: the original de-en.tgz, the output of fairseq's prepare-iwslt14.sh, or
 #           train/valid/test.{de,en} with code and dictionaries) or an address to download it from; needed until data/iwslt14 is there;
-#           PRESET=paper (default: as printed), cpu (smaller model, warm-up scaled) or smoke (400 pairs, to try the machinery);
+#           PRESET=paper (default: as printed), papersize (the same with 5 epochs, warm-up scaled), cpu (smaller model, part of the
+#           pairs, warm-up scaled) or smoke (400 pairs, to try the machinery);
 #           DATA, RUNS: folders; all others are at the top of recipes/common.sh
 # Writes: runs/iwslt14-<preset>/RESULTS.md, results.tsv and figures, and <run>/seed<k>/ with logs, scores, checkpoints
 # Time:   a run of PRESET=paper takes hours on a GPU and about 9 GB of checkpoints; cpu about 30 minutes a run on one

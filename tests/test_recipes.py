@@ -320,6 +320,18 @@ def test_preset_cpu_scales_the_warm_up_and_leaves_a_warm_up_of_one_alone(tree):
     assert {command["--warmup-updates"] for command in commands if "--warmup-updates" in command} == {"744", "93", "1"}
 
 
+def test_preset_papersize_is_shorter_than_the_papers_and_nothing_else(tree):
+    """5 epochs, warm-up in proportion; model, batch and all rates are the paper's."""
+    length = {"--max-epoch", "--warmup-updates", "--hold-epochs", "--total-updates"}
+    machine = {"--compute-dtype", "--log-interval", "--save-dir"}
+    paper, shorter = (printed(tree, "fairseq-train", PRESET=preset) for preset in ("paper", "papersize"))
+    for long, short in zip(paper, shorter, strict=True):
+        assert long.keys() == short.keys()
+        assert {flag for flag in long if long[flag] != short[flag]} <= length | machine
+        assert short["--max-epoch"] == "5"
+    assert shorter[0]["--warmup-updates"] == "4000*UPDATES_PER_EPOCH*5/17000"
+
+
 def test_a_shorter_run_is_held_for_the_same_share_of_its_epochs(tree):
     """7 of 15 epochs are 2 of 5."""
     commands = printed(tree, "fairseq-train", PRESET="paper", MAX_EPOCH="5")
@@ -887,7 +899,7 @@ def test_a_warm_up_stage_that_diverges_is_no_measurement(tree):
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [
-        ((), {"PRESET": "huge"}, "unknown preset 'huge'; choose PRESET from paper, cpu, smoke"),
+        ((), {"PRESET": "huge"}, "unknown preset 'huge'; choose PRESET from paper, papersize, cpu, smoke"),
         (("--figure", "3"), {}, "there is no figure '3'; choose from 2, 4, 6, all"),
         (("--only", "nothing"), {}, "there is no run 'nothing'; choose --only from iwslt14-post-adam"),
         (("--stage", "5"), {}, "there is no stage '5'; choose from 1=prepare"),
