@@ -76,7 +76,8 @@ def beside_the_paper(rows, style):
                 )
             if ours is not None:
                 ends = [[ours.value - ours.low], [ours.high - ours.value]] if ours.low == ours.low else None
-                axes.errorbar(ours.value, y, xerr=ends, capsize=3, **{**style[run], "linestyle": "none"})
+                marker, *_ = axes.errorbar(ours.value, y, xerr=ends, capsize=3, **{**style[run], "linestyle": "none"})
+                marker.set_clip_on(False)  # a score of 0 lies on the edge
         axes.set_yticks(range(len(rows)), [label for _, label, _, _ in rows])
         axes.set(xlabel="tokenized BLEU, test set", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
         figure.legend(*key(), loc="outside lower center", ncols=3)
