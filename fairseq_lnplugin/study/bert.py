@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean
 from fairseq_lnplugin.study import tables
-from fairseq_lnplugin.study.page import VERSIONS, Drawing, by_value, commit, cost, known, perplexity, shown, values
+from fairseq_lnplugin.study.page import Drawing, first_command, perplexity, shown, trained_with, values
 from fairseq_lnplugin.study.run_folder import damaged, number, read_validations, read_values
 from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named
 
@@ -374,16 +374,12 @@ def what_was_run(runs):
     lines = [
         f"- runs: {len(tables.by_name(runs))}, with their seeds {len(runs)}: {count_of_states}",
         f"- text: {', '.join(f'`{name}`' for name in values(runs, 'data'))}, {words_text(runs)}",
-        f"- commit: {by_value(runs, commit)}",
+        *trained_with(runs),
     ]
-    for name in (*VERSIONS, "device", "threads"):
-        lines.append(f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}")
-    lines += cost(runs)
     shared, _ = tables.split_settings(runs)
     text = "## What was run\n\n" + "\n".join(lines)
     text += "\n\nSettings of all runs: " + ", ".join(f"{name} {value}" for name, value in shared.items()) + "."
-    first = next((run for run in runs if run.command), None)
-    return text + (f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```" if first else "")
+    return text + first_command(runs)
 
 
 def table_of_runs(runs, losses):

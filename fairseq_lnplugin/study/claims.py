@@ -42,9 +42,14 @@ RULES = (
 # -- Rules --
 
 
-def apart(bound, reference):
+def beside(reference, bound):
     """A bound in BLEU beside a reference: in proportion less where that is below :data:`SMALL`."""
     return bound * min(1.0, reference / SMALL)
+
+
+def within(difference, reference):
+    """A difference in BLEU of at most :data:`CLOSE`, in part :data:`WIDE`."""
+    return HOLDS if difference <= beside(reference, CLOSE) else IN_PART if difference <= beside(reference, WIDE) else FAILS
 
 
 def far_below(bleu, reference):
@@ -53,14 +58,14 @@ def far_below(bleu, reference):
         return UNKNOWN
     if bleu <= FAR * reference:
         return HOLDS
-    return IN_PART if bleu < reference - apart(CLOSE, reference) else FAILS
+    return IN_PART if bleu < reference - beside(reference, CLOSE) else FAILS
 
 
 def below(bleu, reference):
     """More than :data:`CLOSE` below the reference; in part: below it at all."""
     if reference < LEARNED:
         return UNKNOWN
-    if bleu < reference - apart(CLOSE, reference):
+    if bleu < reference - beside(reference, CLOSE):
         return HOLDS
     return IN_PART if bleu < reference else FAILS
 
@@ -69,17 +74,14 @@ def same_level(bleu, reference):
     """Not more than :data:`CLOSE` below the reference, in part :data:`WIDE`; being ahead is no fault."""
     if reference < LEARNED:
         return UNKNOWN
-    close, wide = (apart(bound, reference) for bound in (CLOSE, WIDE))
-    return HOLDS if bleu >= reference - close else IN_PART if bleu >= reference - wide else FAILS
+    return within(reference - bleu, reference)
 
 
 def little_difference(bleu, reference):
     """At most :data:`CLOSE` apart, in part :data:`WIDE`, whichever is ahead."""
     if max(bleu, reference) < LEARNED:
         return UNKNOWN
-    close, wide = (apart(bound, max(bleu, reference)) for bound in (CLOSE, WIDE))
-    difference = abs(bleu - reference)
-    return HOLDS if difference <= close else IN_PART if difference <= wide else FAILS
+    return within(abs(bleu - reference), max(bleu, reference))
 
 
 def just_above_zero(bleu):

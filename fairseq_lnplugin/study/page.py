@@ -372,20 +372,26 @@ def what_was_run(runs):
     data = [f"`{name}`" + (" (MADE-UP text)" if name == "grammar" else "") for name in values(runs, "data")]
     lines.append(f"- data: {', '.join(data)}, {tables.pairs_text([run.settings for run in runs])} for training")
     lines.append(f"- preset: {', '.join(values(runs, 'preset'))}")
-    lines.append(f"- commit: {by_value(runs, commit)}")
-    lines += [f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}" for name in VERSIONS]
-    lines.append(f"- device: {by_value(runs, lambda run: known(run, 'device'))}")
-    lines.append(f"- threads: {by_value(runs, lambda run: known(run, 'threads'))}")
-    lines += cost(runs)
+    lines += trained_with(runs)
     shared, _ = tables.split_settings(runs)
     shared = [f"{name} {value}" for name, value in shared.items() if name not in ("data", "pairs", "preset")]
     text = "## What was run\n\n" + "\n".join(lines)
     if shared:
         text += f"\n\nSettings of {'all runs' if len(runs) > 1 else 'the run'}: {', '.join(shared)}."
+    return text + first_command(runs)
+
+
+def trained_with(runs):
+    """Commit, versions, device, threads and cost of the trainings, an item of a list each."""
+    names = (*VERSIONS, "device", "threads")
+    items = [f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}" for name in names]
+    return [f"- commit: {by_value(runs, commit)}", *items, *cost(runs)]
+
+
+def first_command(runs):
+    """A paragraph with the command of the first run that has one; "" where none has."""
     first = next((run for run in runs if run.command), None)
-    if first:
-        text += f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```"
-    return text
+    return f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```" if first else ""
 
 
 def cost(runs):
