@@ -22,7 +22,7 @@ from run_folders import (
 )
 
 from fairseq_lnplugin import cli
-from fairseq_lnplugin.study import plots, tables
+from fairseq_lnplugin.study import claims, plots, tables
 from fairseq_lnplugin.study.page import page
 from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_plan, read_run, read_study
 from fairseq_lnplugin.study.wording import schedule
@@ -265,9 +265,16 @@ def test_the_commit_of_the_scoring_stands_beside_that_of_the_training(tmp_path):
     (folder / "scored_with.json").write_text('{"commit": "4567def", "dirty": true}')
     text, rows = report(tmp_path)
     assert "trained at commit 0123abc, scored at commit 4567def-dirty." in text
+    assert "- commit of the scoring: 4567def-dirty\n" in text
     assert (rows[0]["commit"], rows[0]["scored_commit"]) == ("0123abc", "4567def-dirty")
     write_run(tmp_path, **PRE_SETTINGS)
     assert "scored at commit 4567def-dirty, unknown." in report(tmp_path)[0]
+
+
+def test_each_row_of_results_has_the_command_of_its_training(study):
+    """As command.txt has it."""
+    commands = [row["command"] for row in report(study)[1]]
+    assert commands == [(study / name / "seed1" / "command.txt").read_text().strip() for name in (POST, PRE)]
 
 
 def test_a_tab_in_a_value_does_not_break_the_table(tmp_path):
@@ -454,6 +461,18 @@ def test_one_seed_has_no_interval(study):
     assert table(report(study)[0], "## Figure 2")[0]["BLEU (tokenized, lower-case)"] == "29.75"
 
 
+def test_one_seed_each_is_said_and_several_have_their_interval_named(study):
+    """Under the claims and under each figure, whichever it is."""
+    write_report(study)
+    text = (study / "RESULTS.md").read_text()
+    assert text.count("there is one seed of each, so how far seeds differ is not known") == 3 and "t-interval" not in text
+    write_run(study, seed=2)
+    write_report(study)
+    text = (study / "RESULTS.md").read_text()
+    assert text.count("of runs with several seeds they are means over these with their 95 % t-interval") == 2
+    assert text.count("; they are means over these with their 95 % t-interval") == 1  # figure 2 has one run
+
+
 def test_seeds_left_out_of_a_mean_are_named(tmp_path):
     """A run not finished and one that diverged in its first epoch give no number."""
     write_run(tmp_path)
@@ -540,7 +559,7 @@ def test_a_study_that_the_paper_has_not_is_not_compared(tmp_path):
     """The quick start is in no figure, and has no number of the paper."""
     write_run(tmp_path, paper_bleu="", figure="")
     text, _ = report(tmp_path)
-    assert "paper's BLEU" not in text and "No reproduction" not in text
+    assert "paper's BLEU" not in text
 
 
 # -- the plan --
@@ -566,7 +585,8 @@ def test_runs_of_the_plan_that_are_not_there_are_named(study):
     text = planned(study)
     assert "**1 of 3 runs of the plan not trained**" in text and "other-run" not in text
     row = next(row for row in table(text, "## Figure 2") if row["run"] == "post-adam-lr5e-4-warmup500")
-    assert (row["remarks"], row["paper's BLEU"], row["BLEU (tokenized, lower-case)"]) == ("not trained", "31.16", "-")
+    remark = "not trained; rate and schedule are the paper's"
+    assert (row["remarks"], row["paper's BLEU"], row["BLEU (tokenized, lower-case)"]) == (remark, "31.16", "-")
     assert "## Missing\n\n- iwslt14-post-adam-lr5e-4-warmup500: not trained\n" in text
 
 
@@ -575,7 +595,21 @@ def test_a_figure_of_which_nothing_is_run_yet_has_its_table(study):
     low = "iwslt14\t6\tiwslt14-post-adam-lr1e-4-held\tpost\tadam\t1e-4\tno_warmup\t-\tnone\t-\n"
     text = planned(study, PLAN + low)
     section = text[text.index("## Figure 6") : text.index("## Gradient norms")]
-    assert table(section, "## Figure 6")[0]["remarks"] == "not trained" and "figures/" not in section
+    assert table(section, "## Figure 6")[0]["remarks"].startswith("not trained") and "figures/" not in section
+
+
+def test_a_warm_up_that_the_preset_scaled_is_said_at_the_top(study):
+    """The plan has 4000 updates, and the run had 1000."""
+    assert "> **Warm-up is scaled** with the length of the training: 4000 is 1,000 updates." in planned(study)
+    assert "Warm-up is scaled" not in planned(study, PLAN.replace("4000\t-\tabout", "1000\t-\tabout"))
+
+
+def test_the_plan_has_the_last_word_on_what_the_paper_says(study):
+    """The run's folder says about 34, as it was known when it was trained."""
+    names, values = PLAN.splitlines()[1], PLAN.splitlines()[4]
+    plan = f"{names}\tpaper_loss\n{values.replace('about 34', '33.5')}\tabout 4\n"
+    row = table(planned(study, plan), "## Figure 2")[0]
+    assert (row["paper's BLEU"], row["paper's validation loss"]) == ("33.5", "about 4")
 
 
 def test_the_plan_orders_the_runs(study):
@@ -782,6 +816,31 @@ def test_panels_name_what_they_show(study):
         "validation loss\n(base 2, label-smoothed 0.1)",
         "learning rate",
         "BLEU, first 500\nvalidation sentences",
+    ]
+
+
+def test_figure_6_shows_the_runs_that_its_claim_is_about(study):
+    """The low rate alone says nothing: beside it is Post-LN with warm-up, and not Pre-LN."""
+    low = {"figure": "6", "lr": "1e-4", "schedule": "no_warmup", "warmup_updates": "", "decay": "none"}
+    write_run(study, run="iwslt14-post-adam-lr1e-4-held", **low)
+    runs = read_study(study)
+    _, drawings = page(runs, [], (claims.claims(tables.means(runs), []), []))
+    figure6 = next(drawing for drawing in drawings if drawing.name == "figure6")
+    assert [run.name for run in figure6.runs] == ["iwslt14-post-adam-lr1e-4-held", POST]
+
+
+def test_a_bound_of_the_paper_is_drawn_as_an_arrow(study):
+    """8.45 at best: what lies below it is meant."""
+    write_run(study, run="iwslt14-post-adam-lr5e-4-warmup1", figure="2", warmup_updates="1", paper_bleu="8.45 at best")
+    _, drawings = page(read_study(study), [], ([], []))
+    figure2 = next(drawing for drawing in drawings if drawing.name == "figure2-paper")
+    figure = plots.beside_the_paper(*figure2.arguments, plots.styles([run.name for run in figure2.runs]))
+    marks = {line.get_xdata()[0]: line.get_marker() for line in figure.axes[0].get_lines()}
+    assert (marks[34.0], marks[8.45]) == ("|", plots.BOUND_MARK["marker"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "ours (one seed each)",
+        "the paper's",
+        "the paper's, at best",
     ]
 
 

@@ -2,7 +2,7 @@
 
 A rule is a pure function of numbers that gives a verdict; a claim picks the runs that its rule needs by their settings,
 never by their names. Scores are tokenized BLEU on the test set at the epoch of the best validation loss, means over
-finished seeds; a run that diverged before its first score counts as 0. Losses are validation losses in base 2.
+finished seeds; a seed that diverged before its first score counts as 0. Losses are validation losses in base 2.
 """
 
 import itertools
@@ -10,7 +10,9 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from fairseq_lnplugin.analysis.intervals import mean
 from fairseq_lnplugin.study.run_folder import number
+from fairseq_lnplugin.study.tables import TEST, corpus
 from fairseq_lnplugin.study.wording import distinct, interval, position
 
 HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said"
@@ -20,6 +22,8 @@ HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here",
 LEARNED = 5.0
 #: "Far below" another run: at most this share of its BLEU. The paper's pairs are 8.45 of 34 and 2.77 of 34.
 FAR = 0.5
+#: "Nearly all" of another run's BLEU is lost: at most this share of it is left. The paper: 2.77 of 34, a twelfth.
+LEFT = 0.25
 #: "The same level": this many BLEU apart, more than seeds of one setting differ by; up to WIDE it is one in part. Beside a
 #: reference below SMALL both shrink in proportion to it: 2 BLEU and 5 are no one level, though 32 and 35 may be.
 CLOSE, WIDE, SMALL = 1.0, 3.0, 10.0
@@ -31,11 +35,13 @@ FASTER = 2 / 3
 LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
 
 RULES = (
-    f"*far below*: at most {FAR:g} of the other's BLEU; *costs*: more than {CLOSE:g} BLEU; *the same level*: not more than "
-    f"{CLOSE:g} BLEU below, in part {WIDE:g}; *little difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g} (these bounds "
-    f"shrink in proportion beside a run below {SMALL:g} BLEU: to half beside {SMALL / 2:g}); *just above zero*: at most {ZERO:g} "
-    f"BLEU; *faster*: the other's best validation loss in at most 2/3 of its epochs; *far better* and *worse*: a validation loss "
-    f"lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}. Nothing is measured against a run below {LEARNED:g} BLEU."
+    f"*far below*: at most {FAR:g} of the other's BLEU; *a part*: more than {CLOSE:g} BLEU, and less than {FAR:g} of it; *nearly "
+    f"all*: at most {LEFT:g} of it is left; *the same level*: not more than {CLOSE:g} BLEU below, in part {WIDE:g}; *little "
+    f"difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g} (bounds in BLEU shrink in proportion beside a run below "
+    f"{SMALL:g} BLEU: to half beside {SMALL / 2:g}); *just above zero*: at most {ZERO:g} BLEU; *faster*: the other's best "
+    f"validation loss in at most 2/3 of its epochs; *far better* and *worse*: a validation loss lower by {LOSS_FAR:g}, or higher "
+    f"by {LOSS_CLOSE:g}, in the epochs that both have. A seed that diverged before its first score counts as 0 BLEU. Nothing is "
+    f"measured against a run below {LEARNED:g} BLEU."
 )
 
 
@@ -61,13 +67,22 @@ def far_below(bleu, reference):
     return IN_PART if bleu < reference - beside(reference, CLOSE) else FAILS
 
 
-def below(bleu, reference):
-    """More than :data:`CLOSE` below the reference; in part: below it at all."""
+def costs_a_part(bleu, reference):
+    """More than :data:`CLOSE` below the reference, but not :func:`far_below` it; in part: below it at all."""
     if reference < LEARNED:
         return UNKNOWN
-    if bleu < reference - beside(reference, CLOSE):
+    if FAR * reference < bleu < reference - beside(reference, CLOSE):
         return HOLDS
     return IN_PART if bleu < reference else FAILS
+
+
+def costs_nearly_all(bleu, reference):
+    """At most :data:`LEFT` of the reference's BLEU; in part: more than :data:`CLOSE` below it."""
+    if reference < LEARNED:
+        return UNKNOWN
+    if bleu <= LEFT * reference:
+        return HOLDS
+    return IN_PART if bleu < reference - beside(reference, CLOSE) else FAILS
 
 
 def same_level(bleu, reference):
@@ -148,7 +163,7 @@ class Evidence:
 
     ``means``: tables.RunMean of each run. ``plan``: rows of a plan, by which runs that are not there are named; of a run
     that it has, its warm-up counts, since a preset may have scaled the run's own. ``left_out``: names of the runs that
-    belong to a smaller experiment than most do.
+    belong to a smaller experiment than most do. ``corpus``: the name of the paper's corpus that the others are of, or None.
     """
 
     def __init__(self, means, plan):
@@ -156,6 +171,8 @@ class Evidence:
         common = Counter(experiments.values()).most_common(1)[0][0]
         self.left_out = [name for name, experiment in experiments.items() if experiment != common]
         self.means = {row.name: row for row in means if row.name not in self.left_out}
+        known = {known.name for row in self.means.values() if (known := corpus(row.settings))}
+        self.corpus = known.pop() if len(known) == 1 else None
         self.settings = {name: row.settings for name, row in self.means.items()}
         self.settings |= {row["run"]: row for row in plan if row["run"] not in self.left_out}
         warmed = [row for row in self.settings.values() if start(row) == "warm-up"]
@@ -212,11 +229,16 @@ def start(settings):
     return "warm-up" if warmed else "none"
 
 
+def counted(row):
+    """The BLEU of each seed of a tables.RunMean that decides: of the finished ones, and 0 of those that diverged unscored."""
+    scores = [score.bleu for run in row.used if (score := run.score(run.best, TEST))]
+    return scores + [0.0 for run in row.diverged if run.done and not (run in row.used and run.score(run.best, TEST))]
+
+
 def bleu(row):
-    """BLEU of a tables.RunMean; 0 where its finished seeds diverged before any score, None where it has no number."""
-    if row.bleu is not None:
-        return row.bleu.value
-    return 0.0 if any(run.done for run in row.diverged) else None
+    """The mean of what is :func:`counted`, or None where nothing is."""
+    scores = counted(row)
+    return math.fsum(scores) / len(scores) if scores else None
 
 
 def losses(row):
@@ -230,66 +252,85 @@ def losses(row):
 
 
 class Part(NamedTuple):
-    """One comparison: its verdict, our numbers in words, the pair of runs that a test may compare, and what is lacking."""
+    """One comparison: its verdict, our numbers in words, and the runs.
+
+    ``pair``: the two whose translations a test may compare; ``curves``: those whose losses are compared; ``lacking``: those
+    not yet run.
+    """
 
     verdict: str
     words: str = ""
     pair: tuple | None = None
+    curves: tuple = ()
     lacking: tuple = ()
 
 
 class Claim(NamedTuple):
-    """A statement of the paper with its figure; ``words``: our numbers; ``pairs``: runs compared; ``lacking``: not yet run."""
+    """A statement of the paper with its figure, ``paper``: its numbers in words ("" for none), and what its parts say."""
 
     figure: str
     statement: str
+    paper: str
     verdict: str
     words: list
     pairs: list
+    curves: list
     lacking: list
 
 
 #: Claims that set one kind of run against another at each learning rate: figure, statement, both kinds, and the rule.
 AT_EACH_RATE = (
-    (
-        "2",
-        "Post-LN with Adam needs a warm-up: without, it stays far below (8.45 BLEU at best, about 34 with warm-up).",
-        *(COLD, WARM, far_below),
-    ),
-    (
-        "4",
-        "Pre-LN without warm-up reaches the level of Post-LN with warm-up (both about 34 BLEU on IWSLT14).",
-        *(PRE, WARM, same_level),
-    ),
-    (
-        "4",
-        "Pre-LN converges faster: on IWSLT14 its 9th checkpoint is about as good as Post-LN's 15th.",
-        *(PRE, WARM, faster),
-    ),
+    ("2", "Post-LN with Adam needs a warm-up: without, it stays far below.", COLD, WARM, far_below),
+    ("4", "Pre-LN without warm-up reaches the level of Post-LN with warm-up.", PRE, WARM, same_level),
+    ("4", "Pre-LN without warm-up converges faster than Post-LN with it.", PRE, WARM, faster),
     ("4", "RAdam trains Post-LN without warm-up, to the level of Adam with warm-up.", RADAM, WARM, same_level),
     ("4", "On Pre-LN, RAdam makes little difference to Adam.", PRE_RADAM, PRE, little_difference),
 )
+LENGTH = (
+    "Post-LN depends on the length of the warm-up: a short one costs a part of the score at the lower rate, and nearly all at "
+    "the higher."
+)
+SGD = "SGD does not replace Adam: Post-LN with SGD is far below Adam with warm-up, and just above zero without."
+LOW_RATE = (
+    "Post-LN at a fixed low rate without warm-up is far better than at a large rate without warm-up, and worse than with warm-up."
+)
+
+#: What the paper's text says of a statement, by its corpus (sections 3.2 and 4.2, appendix H); other data have IWSLT14's.
+PAPER = {
+    "iwslt14": {
+        AT_EACH_RATE[0][1]: "about 34 BLEU with it, 8.45 at best without",
+        AT_EACH_RATE[1][1]: "both about 34 BLEU",
+        AT_EACH_RATE[2][1]: "its 9th checkpoint is about as good as Post-LN's 15th",
+        LENGTH: "T_warmup 500 instead of 4000 gives 31.16 BLEU at lr 5e-4 and 2.77 at 1e-3, where 4000 gives about 34",
+        LOW_RATE: "a validation loss of about 4.3 at lr 1e-4 after 27 epochs",
+    },
+    "wmt14": {AT_EACH_RATE[1][1]: "the same level at both rates", AT_EACH_RATE[2][1]: "it gets there earlier"},
+}
 
 
 def claims(means, plan):
     """A :class:`Claim` for each of the paper's that these runs, or the rows of the plan, can speak to, by figure."""
     evidence = Evidence(means, plan)
-    found = [
-        claim(figure, statement, [part for rate in evidence.rates(kind) for part in compared(evidence, kind, other, rule, rate)])
-        for figure, statement, kind, other, rule in AT_EACH_RATE
-        if evidence.names(kind)
-    ]
+    found = []
+    for figure, statement, kind, other, rule in AT_EACH_RATE:
+        if evidence.names(kind):
+            parts = [part for rate in evidence.rates(kind) for part in compared(evidence, kind, other, rule, rate)]
+            found.append(claim(evidence, figure, statement, parts))
     found += [made for judge in (depends_on_length, needs_adam, low_rate) if (made := judge(evidence))]
     return sorted(found, key=lambda claim: claim.figure)
 
 
-def claim(figure, statement, *groups):
+def claim(evidence, figure, statement, *groups):
     """The claim that all groups of parts together decide, each by the comparisons in it that can be made."""
     parts = [part for group in groups for part in group]
+    known = evidence.corpus if evidence.corpus in PAPER else "iwslt14"
+    paper = PAPER[known].get(statement)
     return Claim(
-        *(figure, statement, every([either([part.verdict for part in group]) for group in groups])),
+        *(figure, statement, f"on {known.upper()}: {paper}" if paper else ""),
+        every([either([part.verdict for part in group]) for group in groups]),
         [part.words for part in parts if part.words],
         distinct(part.pair for part in parts if part.pair),
+        distinct(name for part in parts for name in part.curves),
         distinct(name for part in parts for name in part.lacking),
     )
 
@@ -298,12 +339,9 @@ def depends_on_length(evidence):
     """Figure 2, section 3.2."""
     if evidence.names(SHORT):
         rates = evidence.rates(SHORT)
-        high = compared(evidence, SHORT, WARM, far_below, rates[-1])
+        high = compared(evidence, SHORT, WARM, costs_nearly_all, rates[-1])
         return claim(
-            "2",
-            "Post-LN depends on the length of the warm-up: T_warmup 500 instead of 4000 costs 3 BLEU at lr 5e-4 (31.16) and "
-            "nearly all at 1e-3 (2.77).",
-            compared(evidence, SHORT, WARM, below, rates[0]),
+            *(evidence, "2", LENGTH, compared(evidence, SHORT, WARM, costs_a_part, rates[0])),
             high if len(rates) > 1 else [Part(UNKNOWN, lacking=(f"{SHORT.words} at a higher rate",))],
         )
 
@@ -316,25 +354,28 @@ def needs_adam(evidence):
         warm += [comparison(evidence, row, best, far_below) for row in evidence.known(SGD_WARM) if best]
         cold = [Part(just_above_zero(bleu(row)), f"{evidence.short(row.name)} {score(row)}") for row in evidence.known(SGD_COLD)]
         cold.append(Part(UNKNOWN, lacking=tuple(evidence.lacking(SGD_COLD))))
-        return claim(
-            "2",
-            "SGD does not replace Adam: Post-LN with SGD is far below Adam with warm-up, and just above zero without.",
-            *(warm, cold),
-        )
+        return claim(evidence, "2", SGD, warm, cold)
 
 
 def low_rate(evidence):
     """Figure 6, appendix H."""
     if evidence.names(LOW):
-        parts = [loss_below(evidence, LOW, COLD, LOSS_FAR), loss_below(evidence, WARM, LOW, LOSS_CLOSE)]
-        if max(map(bleu, evidence.known(WARM)), default=LEARNED) < LEARNED:
-            parts = [part._replace(verdict=UNKNOWN) for part in parts]
-        return claim(
-            "6",
-            "Post-LN at a fixed low rate (1e-4) without warm-up is far better than at a large rate without warm-up, and worse "
-            "than with warm-up (validation loss about 4.3 after 27 epochs).",
-            *([part] for part in parts),
-        )
+        lows, colds, warms = map(evidence.known, (LOW, COLD, WARM))
+        groups = [
+            [loss_below(low, cold, LOSS_FAR) for low in lows for cold in colds],
+            [loss_below(warm, low, LOSS_CLOSE) for warm in warms for low in lows],
+        ]
+        if max(map(bleu, warms), default=LEARNED) < LEARNED:
+            groups = [[part._replace(verdict=UNKNOWN) for part in group] for group in groups]
+        groups[0] += [losses_in_words(evidence, low, [*colds, *warms]) for low in lows if colds or warms]
+        groups[0] += [Part(UNKNOWN, lacking=tuple(evidence.lacking(kind))) for kind in (LOW, COLD, WARM)]
+        return claim(evidence, "6", LOW_RATE, *groups)
+
+
+def near_bound(evidence):
+    """Runs that others are measured against and whose BLEU is within 1 of :data:`LEARNED`: their short names and scores."""
+    rows = [row for kind in (WARM, PRE) for row in evidence.known(kind)]
+    return [f"{evidence.short(row.name)} ({bleu(row):.2f})" for row in rows if abs(bleu(row) - LEARNED) <= 1]
 
 
 # -- Comparisons --
@@ -368,27 +409,44 @@ def speed(evidence, row, other, rule):
         f"{evidence.short(other.name)} has its best loss, {losses(other)[best]:.3f}, in epoch {best}; "
         f"{evidence.short(row.name)} {reached}"
     )
-    return Part(UNKNOWN if bleu(other) < LEARNED else rule(epoch, best), words)
+    return Part(UNKNOWN if bleu(other) < LEARNED else rule(epoch, best), words, curves=(row.name, other.name))
 
 
-def loss_below(evidence, kind, reference, by):
-    """A part of the best validation losses of two kinds, at whatever rate each has its best run; ``by``: as :func:`lower` has."""
-    known = [evidence.known(each) for each in (kind, reference)]
-    lacking = tuple(evidence.lacking(kind) + evidence.lacking(reference))
-    if not all(known):
-        return Part(UNKNOWN, lacking=lacking)
-    row, other = (min(rows, key=best_loss) for rows in known)
-    words = " and ".join(f"{evidence.short(each.name)} {best_loss(each):.3f}" for each in (row, other))
-    return Part(lower(best_loss(row), best_loss(other), by), f"best validation loss of {words}", lacking=lacking)
+def loss_below(row, other, by):
+    """A part, without words, of the best validation losses of two runs in the epochs that both have; ``by``: as :func:`lower`."""
+    epochs = epochs_of_both(row, other)
+    return Part(lower(best_loss(row, epochs), best_loss(other, epochs), by), curves=(row.name, other.name))
 
 
-def best_loss(row):
-    """The mean of the seeds' best validation losses; infinite where none has one."""
-    return row.valid_loss.value if row.valid_loss else math.inf
+def losses_in_words(evidence, row, others):
+    """A part without a verdict: the best losses of a run and of others in the epochs that both have, and the run's own best."""
+    by_epochs = {}
+    for other in others:
+        by_epochs.setdefault(epochs_of_both(row, other), []).append(other)
+    words = [
+        f"best validation loss of {epochs} epochs: "
+        + ", ".join(f"{evidence.short(each.name)} {best_loss(each, epochs):.3f}" for each in (row, *beside))
+        for epochs, beside in by_epochs.items()
+    ]
+    words.append(f"of all its {len(losses(row))} epochs {evidence.short(row.name)} has {best_loss(row):.3f}")
+    return Part(UNKNOWN, "; ".join(words))
+
+
+def epochs_of_both(row, other):
+    """How many epochs two runs have both; of one that diverged there are no more to come, so that only the other's count."""
+    return min((max(losses(each), default=0) for each in (row, other) if not each.diverged), default=max(losses(row), default=0))
+
+
+def best_loss(row, epochs=math.inf):
+    """The lowest of the losses up to an epoch; infinite where a run has none."""
+    return min((loss for epoch, loss in losses(row).items() if epoch <= epochs), default=math.inf)
 
 
 def score(row):
-    """BLEU in words, with interval and seeds where there are several."""
+    """BLEU in words, with its interval, the number of seeds, and how many of them diverged."""
+    scores, diverged = counted(row), len([run for run in row.diverged if run.done])
     if row.bleu is None:
         return "diverged before any score"
-    return interval(row.bleu, 2) + (f" over {len(row.used)} seeds" if len(row.used) > 1 else "")
+    remarks = [f"over {len(scores)} seeds"] if len(scores) > 1 else []
+    remarks += ["diverged" if len(scores) == 1 else f"{diverged} of them diverged"] if diverged else []
+    return " ".join([interval(mean(scores), 2), ", ".join(remarks)]).strip()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from fairseq_lnplugin.study import claims, tables
 from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named, position, schedule
 
+#: The least that a bootstrap test of 1,000 samples can say, rounded up.
+LEAST_P = 0.001
 VERSIONS = ("python", "torch", "fairseq", "fairseq_lnplugin", "sacrebleu")
 #: The paper's figures about translation, for the headings.
 FIGURES = {
@@ -35,14 +37,15 @@ def page(runs, plan, tests):
 
     ``tests``: the claims, and the significance.Difference of each pair of runs that they compare.
     """
-    parts, drawings = [heading(runs), warnings(runs, plan), claims_section(runs, plan, *tests)], []
+    found, differences = tests
+    parts, drawings = [heading(runs), warnings(runs, plan), claims_section(runs, plan, found, differences)], []
     for section in tables.sections(runs, plan):
-        of_section = curves_of(section) + beside_the_paper(section)
+        of_section = curves_of(section, compared(section, found, runs)) + beside_the_paper(section)
         parts.append(figure_section(section, of_section))
         drawings += of_section
     norms = gradient_norms(runs)
     parts.append(norms_section(runs, norms))
-    parts += [tests_section(tests[1]), missing_section(runs, plan), table_of_runs(runs), what_was_run(runs)]
+    parts += [tests_section(differences), missing_section(runs, plan), table_of_runs(runs), what_was_run(runs)]
     return "\n\n".join(part for part in parts if part) + "\n", drawings + norms
 
 
@@ -63,10 +66,16 @@ def warnings(runs, plan):
             "Its scores say nothing about real language, and compare only with one another."
         )
     other = tables.not_the_papers(runs)
-    if other and any(run.settings["figure"] for run in runs):
+    if other:
         lines.append(
             f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
             "and with them the scores."
+        )
+    scaled = tables.scaled_warm_ups(runs, plan)
+    if scaled:
+        lengths = ", ".join(f"{papers} is {ours:,}" for papers, ours in scaled.items())
+        lines.append(
+            f"**Warm-up is scaled** with the length of the training: {lengths} updates. Runs are named after the paper's."
         )
     unfinished = [named(run) for run in runs if not run.done]
     if unfinished:
@@ -93,29 +102,51 @@ def claims_section(runs, plan, found, tests):
     parts = [
         "## The paper's claims, here",
         "Each claim of the paper that these runs can speak to, and whether it holds with this data, size and length. Scores "
-        "are tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs, means over seeds with "
-        "their 95 % interval; p-values are those of the paired bootstrap tests below.",
+        f"are tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs; {over_seeds(runs)}. A "
+        "p-value says how likely chance in the test sentences alone makes such a difference (paired bootstrap tests, below).",
     ]
     for claim in found:
         verdict = claim.verdict
         if verdict == claims.UNKNOWN:
             verdict += " yet" if claim.lacking else " here"
         sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
+        if claim.paper:
+            sentences.append(f"The paper {claim.paper}.")
         if claim.words:
             sentences.append(f"Ours: {'; '.join(claim.words)}.")
         p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
-        if p_values:
-            ends = distinct(f"{p:.3f}" for p in (min(p_values), max(p_values)))
-            sentences.append(f"p = {' to '.join(ends)} in {count(len(p_values), 'test')}.")
+        if p_values and claim.verdict != claims.UNKNOWN:
+            most = f"p {'up to' if len(set(p_values)) > 1 else '='} {probability(max(p_values))}".replace("= \u2264", "\u2264")
+            sentences.append(f"Such a difference by chance: {most} ({count(len(p_values), 'test')}).")
         if claim.lacking:
             sentences.append(f"Not finished or not run: {', '.join(claim.lacking)}.")
         elif claim.verdict == claims.UNKNOWN:
             sentences.append(f"What it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate.")
         parts.append(" ".join(sentences))
-    left_out = claims.Evidence(tables.means(runs), plan).left_out
-    if left_out:
-        parts.append(f"Left out, since data, size or other settings are not those of most runs: {', '.join(left_out)}.")
+    evidence = claims.Evidence(tables.means(runs), plan)
+    if evidence.left_out:
+        parts.append(f"Left out, since data, size or other settings are not those of most runs: {', '.join(evidence.left_out)}.")
+    near = claims.near_bound(evidence)
+    if near:
+        parts.append(
+            f"Nothing is measured against a run below {claims.LEARNED:g} BLEU. Within 1 BLEU of that, so that what is measured "
+            f"against it is not firm: {', '.join(near)}."
+        )
     return "\n\n".join([*parts, f"What the words mean: {claims.RULES}"])
+
+
+def over_seeds(runs):
+    """What the numbers of runs are, by how many seeds these have."""
+    seeds = [len(group) for group in tables.by_name(runs).values()]
+    if max(seeds) == 1:
+        return "there is one seed of each, so how far seeds differ is not known"
+    which = "they" if min(seeds) > 1 else "of runs with several seeds they"
+    return f"{which} are means over these with their 95 % t-interval"
+
+
+def probability(p):
+    """A p-value with three decimals; a bound for :data:`LEAST_P`."""
+    return f"\u2264 {LEAST_P:g}" if p <= LEAST_P else f"{p:.3f}"
 
 
 # -- A figure of the paper --
@@ -138,10 +169,19 @@ def shown(drawing):
     return f"[![{drawing.caption}](figures/{drawing.name}.png)](figures/{drawing.name}.svg)\n\n*{drawing.caption}.*"
 
 
-def curves_of(section):
-    """Validation loss, learning rate and BLEU over the epochs, a figure for each part of the section that has any."""
+def compared(section, found, runs):
+    """The runs of other figures whose losses a claim of this one sets beside those of its own."""
+    names = {name for claim in found if claim.figure == section.figure for name in claim.curves}
+    return [run for run in runs if run.name in names and run not in section.runs]
+
+
+def curves_of(section, others):
+    """Validation loss, learning rate and BLEU over the epochs, a figure for each part of the section that has any.
+
+    ``others``: runs of other figures to draw beside.
+    """
     drawings = []
-    for part, runs in tables.parts(section.runs).items():
+    for part, runs in tables.parts(section.runs + others).items():
         panels = {
             f"validation loss\n({tables.loss_name(runs)})": tables.valid_loss_curves(runs),
             "learning rate": tables.learning_rate_curves(runs),
@@ -149,9 +189,9 @@ def curves_of(section):
         }
         if any(panels.values()):
             name = "-".join(filter(None, ["figure" + section.figure if section.figure else "curves", part.lower()]))
-            caption = (
-                "Validation loss, learning rate as logged, and BLEU of every epoch's checkpoint on the first validation sentences"
-            )
+            caption = "Validation loss, learning rate as logged, and BLEU of the scored epochs on the first validation sentences"
+            if others:
+                caption += "; beside it the runs of other figures that its claim is about"
             drawings.append(Drawing(name, f"{part}: {caption}" if part else caption, runs, "by_epoch", (panels,)))
     return drawings
 
@@ -179,23 +219,29 @@ def beside_the_paper(section):
 
 def table_of_means(section):
     """A row for each run of a section, means over its seeds, and for each of the plan's that is not there."""
-    papers = any(tables.paper_bleu(settings) for settings in [*(run.settings for run in section.runs), *section.absent])
+    settings = [*(run.settings for run in section.runs), *section.absent]
+    papers, losses = any(map(tables.paper_bleu, settings)), any(row.get("paper_loss") for row in settings)
     header = ["run", bleu_name(section.runs), *(["paper's BLEU", "ours - paper's"] if papers else []), "sacreBLEU"]
-    header += [f"validation loss ({tables.loss_name(section.runs)})", "seeds", *DESCRIBED, "remarks"]
+    header += [f"validation loss ({tables.loss_name(section.runs)})", *(["paper's validation loss"] if losses else [])]
+    header += ["seeds", *DESCRIBED, "remarks"]
     rows = []
     for row in tables.means(section.runs):
         remarks = distinct([*row.left_out, *(f"seed {run.seed} diverged" for run in row.diverged)])
         rows.append(
             [
                 *(row.short_name, interval(row.bleu, 2), *(beside(row.bleu, row.settings) if papers else [])),
-                *(interval(row.sacrebleu, 2), interval(row.valid_loss, 3), f"{len(row.used)} of {len(row.runs)}"),
-                *(*described(row.settings), "; ".join(remarks)),
+                *(interval(row.sacrebleu, 2), interval(row.valid_loss, 3)),
+                *([row.settings.get("paper_loss")] if losses else []),
+                *(f"{len(row.used)} of {len(row.runs)}", *described(row.settings), "; ".join(remarks)),
             ]
         )
     for settings in section.absent:
         name = settings["run"].removeprefix(f"{settings['study']}-")
         paper = beside(None, settings) if papers else []
-        rows.append([name, "", *paper, "", "", "0", *described(settings), "not trained"])
+        loss = [settings.get("paper_loss")] if losses else []
+        rows.append(
+            [name, "", *paper, "", "", *loss, "0", *described(settings), "not trained; rate and schedule are the paper's"]
+        )
     return grid(header, rows)
 
 
@@ -221,20 +267,20 @@ def source(runs):
     """Where the numbers of a section come from."""
     lines = distinct(f"{score.lines:,}" for run in runs for score in run.scores if score.subset == tables.TEST)
     seeds = sorted({run.seed for run in runs})
-    scored = distinct(tables.commit(run.scored_with) or "unknown" for run in runs if run.scores)
+    scored = distinct(shortened(scoring_commit(run)) for run in runs if run.scores)
     sentences = [
         f"Source: `{', '.join(values(runs, 'data'))}`, {tables.pairs_text([run.settings for run in runs])} for training",
         f", test set of {' or '.join(lines)} lines" if lines else "",
         f"; preset {', '.join(values(runs, 'preset'))} ({', '.join(values(runs, 'arch'))}); ",
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; ",
-        f"trained at commit {', '.join(distinct(map(commit, runs)))}",
+        f"trained at commit {', '.join(distinct(shortened(commit(run)) for run in runs))}",
         f", scored at commit {', '.join(scored)}." if set(scored) - {"unknown"} else ".",
-        " Loss and scores are of the epoch of the best validation loss, means over finished seeds with their 95 % t-interval.",
+        f" Loss and scores are of the epoch of the best validation loss; {over_seeds(runs)}.",
         *(f" {line[2:]}." for line in signatures(runs)),
         " All settings: What was run.",
     ]
     if any(tables.paper_bleu(run.settings) for run in runs):
-        sentences.append(" The paper's BLEU is what its text says (sections 3.2 and 4.2).")
+        sentences.append(" The paper's numbers are what its text says (sections 3.2 and 4.2, appendix H).")
     return "".join(sentences)
 
 
@@ -267,7 +313,7 @@ def tests_section(tests):
     rows = [
         [
             *(test.name, test.other, test.seed, decimals(test.bleu, 2), decimals(test.other_bleu, 2)),
-            *([f"{test.bleu - test.other_bleu:+.2f}", f"{test.p_value:.3f}"] if not test.refusal else ["", test.refusal]),
+            *([f"{test.bleu - test.other_bleu:+.2f}", probability(test.p_value)] if not test.refusal else ["", test.refusal]),
         ]
         for test in tests
     ]
@@ -336,7 +382,7 @@ def remarks(runs):
     parts = [
         "Validation loss is fairseq's, per target token. Perplexity is without smoothing. BLEU and sacreBLEU (on "
         "detokenized text) are of the test set at the epoch of the best validation loss. Wall time is training with "
-        "its validations on the device above."
+        "its validations, on the device that What was run names."
     ]
     lines = []
     for run in runs:
@@ -385,13 +431,18 @@ def trained_with(runs):
     """Commit, versions, device, threads and cost of the trainings, an item of a list each."""
     names = (*VERSIONS, "device", "threads")
     items = [f"- {name}: {by_value(runs, lambda run, name=name: known(run, name))}" for name in names]
-    return [f"- commit: {by_value(runs, commit)}", *items, *cost(runs)]
+    scored = [run for run in runs if run.scores]
+    scoring = [f"- commit of the scoring: {by_value(scored, scoring_commit)}"] if any(run.scored_with for run in scored) else []
+    return [f"- commit: {by_value(runs, commit)}", *scoring, *items, *cost(runs)]
 
 
 def first_command(runs):
     """A paragraph with the command of the first run that has one; "" where none has."""
     first = next((run for run in runs if run.command), None)
-    return f"\n\nThe command of the first run, {named(first)}:\n\n```\n{first.command}\n```" if first else ""
+    if first is None:
+        return ""
+    words = f"The command of the first run, {named(first)} (those of all runs are in results.tsv)"
+    return f"\n\n{words}:\n\n```\n{first.command}\n```"
 
 
 def cost(runs):
@@ -420,6 +471,17 @@ def known(run, name):
 def commit(run):
     """The commit of a run's training, or "unknown"."""
     return tables.commit(run.environment) or "unknown"
+
+
+def shortened(name):
+    """The first 12 digits of a commit, for a line of sources, with its ``-dirty``; What was run has it whole."""
+    digits, dash, dirty = name.partition("-")
+    return digits[:12] + dash + dirty
+
+
+def scoring_commit(run):
+    """The commit of a run's scoring, or "unknown": it was not kept in the folders of the first runs."""
+    return tables.commit(run.scored_with) or "unknown"
 
 
 def by_value(runs, value):

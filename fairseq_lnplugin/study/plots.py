@@ -24,6 +24,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "h")
 #: The cross where a run diverged, and the paper's value.
 DIVERGED_MARK = {"marker": "x", "markersize": 10, "markeredgewidth": 2.5, "linestyle": "none", "clip_on": False, "zorder": 5}
 PAPER_MARK = {"marker": "|", "markersize": 14, "markeredgewidth": 2.5, "color": "#555555", "linestyle": "none"}
+OURS_MARK = {"marker": "o", "color": "#000000", "linestyle": "none"}
+BOUND_MARK = {**PAPER_MARK, "marker": matplotlib.markers.CARETLEFT, "markersize": 8}
 
 #: What matplotlibrc must not change, and what makes SVG ids the same each time.
 LOOK = {
@@ -63,31 +65,32 @@ def by_epoch(panels, style):
 
 
 def beside_the_paper(rows, style):
-    """BLEU of runs beside the paper's, a line each: ``rows`` of (run, label, ours or None, tables.PaperBleu)."""
+    """BLEU of runs beside the paper's, a line each: ``rows`` of (run, label, ours or None, tables.PaperBleu).
+
+    A number that the paper gives as a bound is an arrow that points to what it may have been.
+    """
     with look():
         figure = Figure(figsize=(7, 1 + 0.32 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for y, (run, _, ours, paper) in enumerate(rows):
             if paper.number is not None:
-                axes.plot(paper.number, y, **PAPER_MARK)
+                axes.plot(paper.number, y, **(BOUND_MARK if paper.bound else PAPER_MARK))
             else:
                 axes.text(
                     1, y, f" {paper.words} ", transform=axes.get_yaxis_transform(), ha="right", va="center", color="#555555"
                 )
             if ours is not None:
                 ends = [[ours.value - ours.low], [ours.high - ours.value]] if ours.low == ours.low else None
-                marker, *_ = axes.errorbar(ours.value, y, xerr=ends, capsize=3, **{**style[run], "linestyle": "none"})
+                marker, *_ = axes.errorbar(ours.value, y, xerr=ends, capsize=3, **OURS_MARK | {"color": style[run]["color"]})
                 marker.set_clip_on(False)  # a score of 0 lies on the edge
         axes.set_yticks(range(len(rows)), [label for _, label, _, _ in rows])
         axes.set(xlabel="tokenized BLEU, test set", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
-        figure.legend(*key(), loc="outside lower center", ncols=3)
+        spread = any(ours is not None and ours.low == ours.low for _, _, ours, _ in rows)
+        key = {"ours (with 95 % interval over seeds)" if spread else "ours (one seed each)": OURS_MARK, "the paper's": PAPER_MARK}
+        if any(paper.bound for _, _, _, paper in rows):
+            key["the paper's, at best"] = BOUND_MARK
+        figure.legend([Line2D([], [], **mark) for mark in key.values()], key, loc="outside lower center", ncols=3)
         return figure
-
-
-def key():
-    """Handles and labels of the figure beside the paper's."""
-    ours = Line2D([], [], color="black", marker="o", linestyle="none", markerfacecolor="black")
-    return [ours, Line2D([], [], **PAPER_MARK)], ["ours (with 95 % interval over seeds)", "the paper's"]
 
 
 def grad_norm_first_update(panels, updates, style):

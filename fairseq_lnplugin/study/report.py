@@ -64,10 +64,17 @@ def run(args):
 
 
 def study(args):
-    """The runs and the rows of the plan, the runs in the plan's order where there is one."""
+    """The runs and the rows of the plan, the runs in the plan's order and with its labels where there is one.
+
+    The plan has the last word on what the paper says of a run: a run's folder keeps what was known when it was trained.
+    """
     runs = read_study(args.runs)
     plan = read_plan(args.plan, {run.settings["study"] for run in runs}) if args.plan else []
     order = {row["run"]: i for i, row in enumerate(plan)}
+    for run in runs:
+        if run.name in order:
+            row = plan[order[run.name]]
+            run.settings.update({name: row[name] for name in tables.LABELS if name in row})
     return sorted(runs, key=lambda run: order.get(run.name, len(order))), plan
 
 

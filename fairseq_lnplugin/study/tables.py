@@ -21,7 +21,7 @@ class Corpus(NamedTuple):
     tokens: int
 
 
-#: IWSLT14's pairs are those of fairseq's prepare-iwslt14.sh; of WMT14 the paper says "about 4.5M".
+#: IWSLT14's pairs are those of fairseq's prepare-iwslt14.sh, where the paper says "about 153K"; of WMT14 it says "about 4.5M".
 CORPORA = (Corpus("iwslt14", 160_239, True, 4096), Corpus("wmt14", 4_500_000, False, 8192 * 16))
 #: Epochs that figures 2 and 4 of the paper show for IWSLT14.
 PAPER_EPOCHS = 15
@@ -40,11 +40,11 @@ MORE_COLUMNS = (
     *("study", "state", "best_epoch", "bleu_signature", "test_lines", "last_valid_loss", "last_bleu", "last_sacrebleu"),
     *("hold_epochs", "hold_updates", "decay", "decay_factor", "dropout", "label_smoothing", "max_tokens"),
     *("update_freq", "max_epoch", "max_update", "paper_bleu", "device", "threads", "torch", "fairseq"),
-    "scored_commit",
+    *("scored_commit", "command"),
 )
 
 #: What settings.tsv says of a run besides how it is trained.
-LABELS = ("study", "run", "figure", "seed", "paper_bleu", "note")
+LABELS = ("study", "run", "figure", "seed", "paper_bleu", "paper_loss", "note")
 
 
 def results(runs):
@@ -74,6 +74,7 @@ def result(run):
         "wall_seconds": run.wall_seconds,
         "commit": commit(run.environment),
         "scored_commit": commit(run.scored_with),
+        "command": run.command,
         "state": state(run),
         "best_epoch": best and best.epoch,
         "bleu_signature": score and score.bleu_signature,
@@ -255,6 +256,13 @@ def not_the_papers(runs):
         if known and known.exact and epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
             phrases[f"at most {epochs} epochs, the paper {PAPER_EPOCHS}"] = True
     return list(phrases)
+
+
+def scaled_warm_ups(runs, plan):
+    """The warm-ups of the plan, in updates, that a preset scaled, with those that the runs have."""
+    planned = {row["run"]: row["warmup_updates"] for row in plan}
+    pairs = {(planned.get(run.name, ""), run.settings["warmup_updates"]) for run in runs}
+    return {int(papers): int(ours) for papers, ours in sorted(pairs) if papers and papers != ours}
 
 
 def corpus(settings):
