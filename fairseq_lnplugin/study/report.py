@@ -47,7 +47,7 @@ def run(args):
             return watch.watch(lambda: study(args))
         runs, plan = study(args)
         if all(run.settings["study"] == "bert" for run in runs):
-            text, drawings, files = bert.page(runs)
+            text, drawings, files = bert.page(runs, plan)
         else:
             text, drawings = page(runs, plan, tested(runs, plan))
             files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
