@@ -11,7 +11,6 @@ import math
 
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.bert_claims import RULES, claims, signed, speed_up_text, updates_text
-from fairseq_lnplugin.study.claims import UNKNOWN
 from fairseq_lnplugin.study.finetuning import (
     RESULT,
     TASKS,
@@ -23,7 +22,7 @@ from fairseq_lnplugin.study.finetuning import (
     majority,
     read_finetunings,
 )
-from fairseq_lnplugin.study.page import Drawing, first_command, perplexity, shown, trained_with, values
+from fairseq_lnplugin.study.page import Drawing, claim_paragraph, first_command, perplexity, shown, trained_with, values
 from fairseq_lnplugin.study.pretraining import LEARNED, pairs, races, read_pretraining
 from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named
 
@@ -41,6 +40,7 @@ COLUMNS = (
     *("run", "figure", "data", "words", "preset", "arch", "ln_position", "weight_init", "compute_dtype", "optimizer", "lr"),
     *("schedule", "warmup_updates", "seed", "updates", "max_update", "valid_loss", "best_valid_loss", "unigram_loss", "state"),
     *("diverged_at", "wall_seconds", "tokens_per_sample", "max_tokens", "device", "torch", "fairseq", "commit"),
+    "command",
 )
 
 
@@ -95,6 +95,7 @@ def result_row(p):
         "diverged_at": p.run.diverged and p.run.diverged.update,
         "wall_seconds": p.run.wall_seconds,
         "commit": tables.commit(p.run.environment),
+        "command": p.run.command,
     }
     return [tables.text(row[name]) for name in COLUMNS]
 
@@ -171,17 +172,7 @@ def claims_section(found):
         "validation losses in base 2. Differences are Pre-LN's mean accuracy on dev less Post-LN's, in points, with their 95 % "
         "t-interval over seeds. That interval does not know chance in the choice of the rows of dev.",
     ]
-    for claim in found:
-        verdict = claim.verdict
-        if verdict == UNKNOWN:
-            verdict += " yet" if claim.lacking else " here"
-        sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
-        if claim.words:
-            sentences.append(f"Ours: {'; '.join(claim.words)}.")
-        sentences += claim.notes
-        if claim.lacking:
-            sentences.append(f"Not finished or not run: {', '.join(claim.lacking)}.")
-        parts.append(" ".join(sentences))
+    parts += [claim_paragraph(claim, claim.notes) for claim in found]
     return "\n\n".join([*parts, "What the words mean:\n\n" + "\n".join(f"- {rule}" for rule in RULES)])
 
 

@@ -32,10 +32,14 @@ RULES = (
 
 
 class Claim(NamedTuple):
-    """A statement of the paper with its figure. ``words``: our numbers; ``notes``: sentences; ``lacking``: not there yet."""
+    """A statement of the paper with its figure and, in ``paper``, its numbers.
+
+    ``words``: our numbers; ``notes``: sentences; ``lacking``: not there yet.
+    """
 
     figure: str
     statement: str
+    paper: str
     verdict: str
     words: list
     notes: list
@@ -93,8 +97,11 @@ def earlier(pretrainings, plan):
     lacking = lacking_of(pretrainings, plan, lambda settings: True, lambda p: p.run.trained)
     notes = [not_learned(unjudged)] if (unjudged := [race for race in found if not race.can_be_judged]) else []
     return Claim(
-        "5a",
-        "Pre-LN has Post-LN's final validation loss earlier: after 500,000 updates instead of 700,000, 40 % faster.",
+        *(
+            "5a",
+            "Pre-LN has Post-LN's final validation loss earlier.",
+            "has it after 500,000 updates instead of 700,000, 40 % faster",
+        ),
         *(judged(either(verdicts), lacking), words, [*notes, *spread(found, lacking)], lacking),
     )
 
@@ -110,8 +117,7 @@ def diverges(pretrainings, plan):
     words = [f"{rated(post)} {end(post)}, {rated(pre)} {end(pre)} (seed {pre.run.seed})" for pre, post in found]
     lacking = lacking_of(pretrainings, plan, lambda settings: settings["lr"] in rates, lambda p: p.run.trained)
     return Claim(
-        "5a",
-        "Post-LN diverges at Pre-LN's rate, 3e-4.",
+        *("5a", "Post-LN diverges at Pre-LN's rate, 3e-4.", ""),
         *(judged(either([divergence(*pair) for pair in found]), lacking), words, spread(found, lacking), lacking),
     )
 
@@ -138,7 +144,7 @@ def ahead(task, pretrainings, worth, plan):
         notes.append("The intervals are over the fine-tunings of one pre-training seed: no spread between pre-trainings known.")
     return Claim(
         figure,
-        f"On {task}, Pre-LN is ahead of Post-LN at equal updates.",
+        *(f"On {task}, Pre-LN is ahead of Post-LN at equal updates.", ""),
         *(judged(verdict, lacking), words, notes, lacking),
     )
 

@@ -105,24 +105,7 @@ def claims_section(runs, plan, found, tests):
         f"are tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs; {over_seeds(runs)}. A "
         "p-value says how likely chance in the test sentences alone makes such a difference (paired bootstrap tests, below).",
     ]
-    for claim in found:
-        verdict = claim.verdict
-        if verdict == claims.UNKNOWN:
-            verdict += " yet" if claim.lacking else " here"
-        sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
-        if claim.paper:
-            sentences.append(f"The paper {claim.paper}.")
-        if claim.words:
-            sentences.append(f"Ours: {'; '.join(claim.words)}.")
-        p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
-        if p_values and claim.verdict != claims.UNKNOWN:
-            most = f"p {'up to' if len(set(p_values)) > 1 else '='} {probability(max(p_values))}".replace("= \u2264", "\u2264")
-            sentences.append(f"Such a difference by chance: {most} ({count(len(p_values), 'test')}).")
-        if claim.lacking:
-            sentences.append(f"Not finished or not run: {', '.join(claim.lacking)}.")
-        elif claim.verdict == claims.UNKNOWN:
-            sentences.append(f"What it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate.")
-        parts.append(" ".join(sentences))
+    parts += [claim_paragraph(claim, notes(claim, tests)) for claim in found]
     evidence = claims.Evidence(tables.means(runs), plan)
     if evidence.left_out:
         parts.append(f"Left out, since data, size or other settings are not those of most runs: {', '.join(evidence.left_out)}.")
@@ -133,6 +116,34 @@ def claims_section(runs, plan, found, tests):
             f"against it is not firm: {', '.join(near)}."
         )
     return "\n\n".join([*parts, f"What the words mean: {claims.RULES}"])
+
+
+def claim_paragraph(claim, notes):
+    """Verdict, statement, what the paper and our runs have, ``notes`` (sentences), and what is not there yet."""
+    verdict = claim.verdict
+    if verdict == claims.UNKNOWN:
+        verdict += " yet" if claim.lacking else " here"
+    sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
+    if claim.paper:
+        sentences.append(f"The paper {claim.paper}.")
+    if claim.words:
+        sentences.append(f"Ours: {'; '.join(claim.words)}.")
+    sentences += notes
+    if claim.lacking:
+        sentences.append(f"Not finished or not run: {', '.join(claim.lacking)}.")
+    return " ".join(sentences)
+
+
+def notes(claim, tests):
+    """What is to be said of a claim about translations: how likely chance is, or that its measure has not learned."""
+    if claim.verdict == claims.UNKNOWN:
+        unlearned = f"What it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate."
+        return [] if claim.lacking else [unlearned]
+    p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
+    if not p_values:
+        return []
+    most = f"p {'up to' if len(set(p_values)) > 1 else '='} {probability(max(p_values))}".replace("= \u2264", "\u2264")
+    return [f"Such a difference by chance: {most} ({count(len(p_values), 'test')})."]
 
 
 def over_seeds(runs):
