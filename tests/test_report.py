@@ -531,7 +531,7 @@ def test_a_run_not_finished_is_not_compared_with_the_paper(tmp_path):
 def test_a_smaller_study_is_no_reproduction(study):
     """The sentence lists what differs: pairs, preset, epochs."""
     text, _ = report(study)
-    assert "**No reproduction**" in text and "(40,653 of 160,239 pairs; preset cpu" in text
+    assert "**No reproduction**" in text and "(40,653 of 160,239 pairs, the paper says about 153K; preset cpu" in text
     assert "at most 3 epochs, the paper 15" in text
 
 

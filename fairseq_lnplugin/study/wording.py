@@ -70,7 +70,7 @@ def schedule(settings):
 def grid(header, rows):
     """A Markdown table; "-" for None and for an empty text; columns of numbers stand to the right."""
     cells = [[cell(value) for value in row] for row in [header, *rows]]
-    right = [all(re.fullmatch(r"-|[+-]?[\d.].*", row[i]) for row in cells[1:]) for i in range(len(header))]
+    right = [all(re.fullmatch(r"-|(≤ |[+-])?[\d.].*", row[i]) for row in cells[1:]) for i in range(len(header))]
     lines = [cells[0], ["---:" if numeric else "---" for numeric in right], *cells[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
