@@ -1,4 +1,4 @@
-"""fairseq_lnplugin/analysis/expected_gradient.py and gradient_report.py (the paper's figure 3 and section 3.4)."""
+"""fairseq_lnplugin/analysis/expected_gradient.py (the paper's figure 3 and section 3.4)."""
 
 import argparse
 import csv
@@ -361,6 +361,7 @@ def fails(args, sentence):
         (("--batches", 10_000), "and --batches is 10000; ask for fewer"),
         (("--seeds", 1, 2, 1), "--seeds has 1 twice"),
         (("--seeds", -1), "--seeds -1 is negative"),
+        (("--seeds", 5_000_000_000), "--seeds 5000000000 is too large"),
         (("--dropout", 1), "--dropout 1.0 is not in [0, 1)"),
         (("--arch", "transformer_iwslt_de_en"), "is no Transformer of this plug-in"),
         (("--subset", "holiday"), "has no part 'holiday' that can be read"),
@@ -442,58 +443,20 @@ def test_a_file_with_something_else_in_it_is_left_alone(notes, data_bin, tmp_pat
 # -- The report --
 
 
-def record(layers, position, seed, norm):
-    """A measurement with the given norm in every matrix."""
-    row = {"weight": 10.0, "adam_first": 2.0, "adam_still": 1.0, "batch_gradient": norm, "unbiased_gradient": norm}
-    places = [(stack, layer + 1) for stack in ("encoder", "decoder") for layer in range(layers)]
-    return {
-        "shared": {
-            "arch": "x",
-            "compute_dtype": "float32",
-            "dropout": 0.1,
-            "batches": 2,
-            "max_tokens": 9,
-            "label_smoothing": 0.1,
-        },
-        "unit": {"weight_init": "xavier_uniform", "ln_position": position, "layers": layers, "checkpoint": None, "seed": seed},
-        "matrices": [
-            {"stack": stack, "layer": layer, "matrix": matrix, "expected_gradient": norm, **row}
-            for stack, layer in places
-            for matrix in ("fc1.weight", "fc2.weight")
-        ],
-        "hidden": [
-            {"stack": stack, "layer": layer, "mean": 1.5, "epsilon": 0.05, "delta": 0.01, "tokens": 9} for stack, layer in places
-        ],
-        "seconds": 1.0,
-    }
+def test_the_data_are_called_as_their_corpus_says(data_bin, tmp_path):
+    """corpus.json beside a folder bin; else the folder's name."""
+    data = shutil.copytree(data_bin, tmp_path / "talks" / "bin")
+    assert expected_gradient.Data(new(data, tmp_path)).facts["name"] == "talks"
+    (tmp_path / "talks" / "corpus.json").write_text('{"name": "iwslt14-de-en"}')
+    assert expected_gradient.Data(new(data, tmp_path)).facts["name"] == "iwslt14-de-en"
+    assert expected_gradient.Data(new(data, tmp_path, "--data-name", "mine")).facts["name"] == "mine"
 
 
-def test_an_exact_law_in_depth_gives_its_exponent_and_stands_beside_the_papers():
-    """Norms of L^(-1/2): exponent -0.5, difference 0."""
-    records = [record(layers, "pre", seed, layers**-0.5) for layers in (6, 8, 14) for seed in (1, 2)]
-    groups = gradient_report.grouped(records)
-    value = gradient_report.depth_exponents(groups)["xavier_uniform", "pre", "expected_gradient"].value
-    assert value == pytest.approx(-0.5)
-    text = "\n".join(gradient_report.depth_section(groups))
-    assert "| -0.5 | +0.000 |" in text or "| -0.5 | -0.000 |" in text
-
-
-def test_the_report_says_how_far_post_ln_is_from_the_papers_figure():
-    """1.2 is 25 % below about 1.6."""
-    text = "\n".join(gradient_report.depth_section(gradient_report.grouped([record(6, "post", 1, 1.2)])))
-    assert "about 1.6 | 0.75" in text and "-25 % away" in text
-
-
-def test_relative_update_sizes_are_rate_times_gradient_over_weight():
-    """SGD: 0.5 x 4 / 10; Adam: 0.1 x 2 / 10, 0.1 x 1 / 10."""
-    rows = [record(1, "post", 1, 4.0)["matrices"][0]]
-    assert gradient_report.relative_updates(rows, 0.5, 0.1) == pytest.approx({"sgd": 0.2, "adam_first": 0.02, "adam_still": 0.01})
-
-
-def test_the_same_measurement_twice_counts_once():
-    """Two starts at once may both have made it."""
-    groups = gradient_report.grouped([record(2, "post", 1, 1.0), record(2, "post", 1, 1.0)])
-    assert [len(records) for records in groups.values()] == [1]
+def test_a_report_that_cannot_be_written_is_one_sentence_and_measurements_stay(data_bin, tmp_path):
+    """A folder stands where RESULTS.md should."""
+    (tmp_path / "RESULTS.md").mkdir()
+    fails(new(data_bin, tmp_path), "cannot be written (Is a directory)")
+    assert len(measured(tmp_path)) == 2
 
 
 # -- The recipe --

@@ -1,1 +1,4 @@
 """What a model is made of, and what the paper's theory says about it."""
+
+#: The largest --seed: it and those counted on from it have to be seeds of numpy's, which end at 2^32 - 1.
+MAX_SEED = 2**31 - 1

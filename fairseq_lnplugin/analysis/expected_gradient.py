@@ -32,7 +32,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import gradient_report
+from fairseq_lnplugin.analysis import MAX_SEED, gradient_report
+from fairseq_lnplugin.analysis.gradient_claims import DELTA, EPSILON
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
@@ -51,8 +52,6 @@ FILE_NAME = "measurements.jsonl"
 BEGINNING = b'{"shared":'
 #: Hidden states are looked at in a run's first mini-batches only, so that memory does not grow with their number.
 HIDDEN_BATCHES = 4
-#: The (epsilon, delta) of the paper's section 3.3.
-EPSILON, DELTA = 0.1, 0.125
 #: Of the Adam whose first updates are predicted (appendix A.1; epsilon as fairseq's default).
 ADAM_BETA1, ADAM_EPSILON = 0.9, 1e-8
 #: What all models of one folder have in common.
@@ -82,9 +81,16 @@ def add_arguments(parser):
     )
     batches = parser.add_argument_group("mini-batches")
     batches.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="(default: 1)")
-    batches.add_argument("--batches", type=int, default=16, metavar="N", help="mini-batches a model (default: %(default)s)")
+    batches.add_argument(
+        "--batches",
+        type=int,
+        default=gradient_report.DEFAULT_BATCHES,
+        metavar="N",
+        help="mini-batches a model (default: %(default)s)",
+    )
     batches.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="tokens a mini-batch (default: %(default)s)")
     batches.add_argument("--subset", default="train", metavar="NAME", help="part of DATA (default: %(default)s)")
+    batches.add_argument("--data-name", metavar="NAME", help="what the report calls DATA (default: as its corpus.json or folder)")
     batches.add_argument("--source-lang", metavar="LANG", help="(default: as the files of DATA are named)")
     batches.add_argument("--target-lang", metavar="LANG")
     report = parser.add_argument_group("predicted size of an update, in the report")
@@ -142,7 +148,13 @@ def measure_all(args):
         say(f"{title}: last W2 {headline(record)}, {record['seconds']:.0f} s{clock.left()}")
         del model, criterion
     facts = {"data": data.facts, "lr_adam": args.lr_adam, "lr_sgd": args.lr_sgd, "environment": environment()}
-    gradient_report.write(out, load(out / FILE_NAME, shared), facts)  # with what other commands measured meanwhile
+    records = load(out / FILE_NAME, shared)  # with what other commands measured meanwhile
+    try:
+        gradient_report.write(out, records, facts)
+    except OSError as error:
+        raise UserError(
+            f"the report in {out} cannot be written ({error.strerror}); make room and start again, what is measured stays"
+        ) from None
     say(f"wrote {out / 'RESULTS.md'}")
 
 
@@ -178,6 +190,8 @@ def check(args):
             raise UserError(f"--{name.replace('_', '-')} has {twice[0]} twice; give each once")
     if min(args.seeds) < 0:
         raise UserError(f"--seeds {min(args.seeds)} is negative; give whole numbers from 0 on")
+    if max(args.seeds) > MAX_SEED:
+        raise UserError(f"--seeds {max(args.seeds)} is too large; give whole numbers up to {MAX_SEED}")
     for name, bound in (("dropout", 1), ("label_smoothing", 1)):
         value = getattr(args, name)
         if value is not None and not 0 <= value < bound:
@@ -218,6 +232,7 @@ class Data:
         files += [Path(args.data) / f"dict.{lang}.txt" for lang in (cfg.source_lang, cfg.target_lang)]
         self.fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
         self.facts = {
+            "name": args.data_name or name_of(Path(args.data).resolve()),
             "subset": args.subset,
             "pairs": len(self.dataset),
             "languages": f"{cfg.source_lang}-{cfg.target_lang}",
@@ -247,6 +262,16 @@ class Data:
                 "fewer, or lower --max-tokens"
             )
         return (next(epoch) for _ in range(args.batches))
+
+
+def name_of(folder):
+    """What a data folder is called: as the corpus.json in it or above it says, else its own name, or that above a ``bin``."""
+    for there in (folder, folder.parent):
+        try:
+            return str(json.loads((there / "corpus.json").read_text(encoding="utf-8"))["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return folder.parent.name if folder.name == "bin" else folder.name
 
 
 def configuration(argv):

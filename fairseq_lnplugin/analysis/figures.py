@@ -11,7 +11,7 @@ MARKERS = {"xavier_uniform": "o", "xavier_normal": "s", "fairseq": "^"}
 
 
 def gradients(folder, rows):
-    """Figure 3 from the rows of figure3.tsv (with ``updates``): per layer, and by depth. Returns the paths written."""
+    """Figure 3 from the rows of gradient_tables.table(): per layer, and by depth. Returns the paths written."""
     expected = [row for row in rows if row["quantity"] == "expected_gradient"]
     inits = list(dict.fromkeys(row["weight_init"] for row in expected))
     plt = pyplot()
@@ -21,19 +21,20 @@ def gradients(folder, rows):
         for key, of_key in by(
             [row for row in expected if row["matrix"] == matrix and row["layers"] == fewest and row["weight_init"] == inits[0]],
             "ln_position",
+            "checkpoint",
             "updates",
             "stack",
         ).items():
-            position, updates, stack = key
+            position, checkpoint, updates, stack = key
             shift = 0 if stack == "encoder" else fewest
-            when = "" if updates is None else f", after {updates} updates"
+            when = "" if checkpoint is None else f", after {updates} updates (checkpoint {checkpoint[:8]})"
             errorbar(
                 axis,
                 [row["layer"] + shift for row in of_key],
                 of_key,
                 color=COLOURS.get(position, "black"),
-                linestyle="-" if updates is None else ":",
-                marker="o" if updates is None else "x",
+                linestyle="-" if checkpoint is None else ":",
+                marker="o" if checkpoint is None else "x",
                 label=f"{TITLES.get(position, position)}{when}" if stack == "encoder" else None,
             )
         axis.axvline(fewest + 0.5, color="grey", linewidth=0.7)
@@ -48,7 +49,7 @@ def gradients(folder, rows):
             of_init = [
                 row
                 for row in expected
-                if (row["weight_init"], row["ln_position"], row["updates"], row["stack"], row["matrix"])
+                if (row["weight_init"], row["ln_position"], row["checkpoint"], row["stack"], row["matrix"])
                 == (weight_init, position, None, "decoder", "fc2.weight")
                 and row["layer"] == row["layers"]
             ]
@@ -117,7 +118,7 @@ def theory(folder, checks):
 def of_init_reference(rows, weight_init, depths):
     """Pre-LN's norm at the smallest depth, where the reference line of theorem 1 starts; None if it was not measured."""
     wanted = (weight_init, "pre", None, "decoder", "fc2.weight", depths[0], depths[0])
-    names = ("weight_init", "ln_position", "updates", "stack", "matrix", "layers", "layer")
+    names = ("weight_init", "ln_position", "checkpoint", "stack", "matrix", "layers", "layer")
     return next((row["norm"] for row in rows if tuple(row[name] for name in names) == wanted), None)
 
 

@@ -1,4 +1,7 @@
-"""Confidence intervals: of a mean (Student's t), of a straight line's slope, of a share (Wilson). Plain Python, no scipy."""
+"""Confidence intervals: of a mean (Student's t), of a mean of shares, of a straight line's slope. Plain Python, no scipy.
+
+A value stands for one independent unit, a seed or a draw. What a unit has many of (tokens, layers) is first made one number.
+"""
 
 import math
 from statistics import NormalDist
@@ -22,6 +25,25 @@ class Estimate(NamedTuple):
     def outside(self, low, high):
         """Whether the whole interval lies below ``low`` or above ``high``; one that is NaN does not."""
         return self.high < low or high < self.low
+
+    def beyond(self, low, high):
+        """How far the interval, or the value that has none, reaches past ``low`` or ``high``; below 0 inside."""
+        ends = (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
+        return max(low - ends[0], ends[1] - high)
+
+
+def worst(estimates, low, high):
+    """The key of the estimate that speaks most against all of them lying between ``low`` and ``high``.
+
+    ``estimates``: a dict. One that lies outside comes before one across an end, and that before one inside; of each kind it is
+    the one that reaches farthest beyond.
+    """
+
+    def against(key):
+        estimate = estimates[key]
+        return estimate.outside(low, high), not estimate.within(low, high), estimate.beyond(low, high)
+
+    return max(estimates, key=against)
 
 
 def t_quantile(freedom):
@@ -64,6 +86,11 @@ def mean(values):
     return Estimate(center, center - half, center + half)
 
 
+def share(values):
+    """The mean of ``values``, shares of independent units, and its interval, which ends at 0 and at 1."""
+    return Estimate(*(min(max(end, 0.0), 1.0) if not math.isnan(end) else end for end in mean(values)))
+
+
 def slope(x, y):
     """The slope of the least-squares line through the points ``(x, y)``, and its interval (NaN for two points).
 
@@ -88,10 +115,24 @@ def exponent(x, y):
     return slope([math.log(value) for value in x], [math.log(value) for value in y])
 
 
-def share(count, total):
-    """The share ``count / total`` and Wilson's interval of it."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    value = count / total
-    center = (value + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(value * (1 - value) / total + z**2 / (4 * total**2))
-    return Estimate(value, center - half, center + half)
+def mean_slope(lines):
+    """The mean, over independent units, of the slope of each one's own points, and its interval.
+
+    ``lines``: a pair of lists ``(x, y)`` for each unit. Points of one unit, such as the layers of one model, are no independent
+    values, so that a line through the points of all units would have too narrow an interval.
+
+    Raises:
+        ValueError: a unit's ``x`` are all equal.
+
+    """
+    return mean([slope(x, y).value for x, y in lines])
+
+
+def mean_factor(lines):
+    """The factor f of ``y = a f^x``, from :func:`mean_slope` of the logarithms of ``y``."""
+    return Estimate(*map(math.exp, mean_slope([(x, [math.log(value) for value in y]) for x, y in lines])))
+
+
+def mean_exponent(lines):
+    """The exponent b of ``y = a x^b``, from :func:`mean_slope` of the logarithms."""
+    return mean_slope([([math.log(value) for value in x], [math.log(value) for value in y]) for x, y in lines])

@@ -1,0 +1,97 @@
+"""fairseq_lnplugin/analysis/gradient_report.py: the text of figure 3's report, from planted measurements."""
+
+import argparse
+import shlex
+
+import pytest
+from gradient_records import FACTS, SHARED, record
+
+from fairseq_lnplugin.analysis import expected_gradient, gradient_report, gradient_tables
+
+TRAINING = {"optimizer": "adam", "tokens_an_update": 4096}
+
+
+def text(records, shared=(), **data):
+    """RESULTS.md of these measurements; ``shared`` and ``data`` change the settings and the facts of the data."""
+    for one in records:
+        one["shared"] = {**SHARED, **dict(shared)}
+    facts = {**FACTS, "data": {**FACTS["data"], **data}}
+    return gradient_report.markdown(gradient_tables.grouped(records), records, facts, [])
+
+
+def new(seeds=(1, 2), **kwargs):
+    """Measurements of new models at two depths, both positions."""
+    return [record(layers, position, seed, 1.0, **kwargs) for layers in (2, 3) for position in ("post", "pre") for seed in seeds]
+
+
+def test_the_report_names_its_data_and_their_size():
+    """A part of the paper's corpus, and of how many pairs."""
+    page = text(new(), pairs=40_653)
+    assert page.startswith("# Figure 3: gradient norms of the FFN matrices, iwslt14-de-en, 40,653 of 160,239 pairs\n")
+    assert "`train` of iwslt14-de-en (40,653 of 160,239 pairs, de-en, 9,000 and 7,000 types)" in page
+
+
+def test_the_papers_settings_are_a_reproduction():
+    """All pairs, 4096 tokens, dropout and label smoothing 0.1, the checkpoint's training too."""
+    page = text([*new(), record(2, "post", 1, 0.1, checkpoint="c" * 16, training=TRAINING)])
+    assert "No reproduction" not in page
+
+
+@pytest.mark.parametrize(
+    ("shared", "data", "words"),
+    [
+        ({}, {"pairs": 40_653}, "40,653 of 160,239 pairs"),
+        ({}, {"name": "grammar"}, "other data (train of grammar)"),
+        ({}, {"subset": "valid"}, "other data (valid of iwslt14-de-en)"),
+        ({"dropout": 0.3}, {}, "dropout 0.3, the paper 0.1"),
+        ({"label_smoothing": 0.0}, {}, "label smoothing 0.0, the paper 0.1"),
+        ({"arch": "transformer_ln_study_small"}, {}, "arch transformer_ln_study_small, the paper"),
+        ({"max_tokens": 512}, {}, "mini-batches with 512 tokens, the paper 4,096"),
+        ({"batches": 4}, {}, "--batches 4, the command's default 16"),
+    ],
+)
+def test_other_settings_than_the_papers_are_no_reproduction(shared, data, words):
+    """Said before any number."""
+    page = text(new(), shared, **data)
+    assert words in page.split("> **No reproduction**")[1].split("\n")[0]
+
+
+def test_a_checkpoint_trained_with_another_batch_is_no_reproduction():
+    """512 tokens an update, the paper 4096."""
+    page = text([record(2, "post", 1, 0.1, checkpoint="c" * 16, training={"tokens_an_update": 512})])
+    assert "trained with 512 tokens, the paper 4,096" in page.split("> **No reproduction**")[1].split("\n")[0]
+
+
+def test_a_checkpoints_seeds_are_told_as_orders_of_minibatches():
+    """It has one set of weights, and a jump in one layer is no factor a layer."""
+    page = text([*new(), *(record(2, "post", seed, 0.1, checkpoint="c" * 16, training=TRAINING) for seed in (1, 2))])
+    section = page.split("after training\n")[1].split("\n## ")[0]
+    assert "2 seeds: one checkpoint, that many orders of mini-batches" in section
+    assert "0.100 [0.100, 0.100], 0.100 [0.100, 0.100] | 1.000, 1.000 |" in section
+    assert "factor" not in section
+
+
+def test_the_verdicts_stand_beside_the_claims():
+    """Norms that do not change from layer to layer do not grow."""
+    page = text(new())
+    after = page.split("grow from layer to layer towards the output.\n\n")[1]
+    assert after.startswith("- `xavier_uniform`, Post-LN, 2-2: **does not hold here**. Ours: encoder W1 1.000 [1.000, 1.000]")
+
+
+def test_the_commands_of_the_report_measure_the_same_again():
+    """Parsed, they ask for each unit that was measured, and for no other; Post-LN alone at a third depth."""
+    records = new() + new((3,), weight_init="fairseq") + [record(4, "post", 1, 1.0)]
+    records.append(record(2, "post", 5, 0.1, checkpoint="c" * 16))
+    parser = argparse.ArgumentParser()
+    expected_gradient.add_arguments(parser)
+    asked, trained = set(), []
+    for line in gradient_report.commands(gradient_tables.grouped(records), SHARED):
+        args = parser.parse_args(shlex.split(line)[2:])
+        assert (args.batches, args.max_tokens, args.dropout, args.compute_dtype) == (16, 4096, 0.1, "float32")
+        if args.checkpoint:
+            trained.append((args.checkpoint, args.seeds))
+            continue
+        models = expected_gradient.initial_models(args)
+        asked |= {tuple(model.unit(seed).values()) for model in models for seed in args.seeds}
+    assert asked == {tuple(record["unit"].values()) for record in records[:-1]}
+    assert trained == [(["CHECKPOINT"], [5])]
