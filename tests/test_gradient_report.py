@@ -46,7 +46,7 @@ def test_the_papers_settings_are_a_reproduction():
         ({"dropout": 0.3}, {}, "dropout 0.3, the paper 0.1"),
         ({"label_smoothing": 0.0}, {}, "label smoothing 0.0, the paper 0.1"),
         ({"arch": "transformer_ln_study_small"}, {}, "arch transformer_ln_study_small, the paper"),
-        ({"max_tokens": 512}, {}, "mini-batches with 512 tokens, the paper 4,096"),
+        ({"max_tokens": 512}, {}, "mini-batches of 512 tokens, the paper 4,096"),
         ({"batches": 4}, {}, "--batches 4, the command's default 16"),
     ],
 )
@@ -59,7 +59,10 @@ def test_other_settings_than_the_papers_are_no_reproduction(shared, data, words)
 def test_a_checkpoint_trained_with_another_batch_is_no_reproduction():
     """512 tokens an update, the paper 4096."""
     page = text([record(2, "post", 1, 0.1, checkpoint="c" * 16, training={"tokens_an_update": 512})])
-    assert "trained with 512 tokens, the paper 4,096" in page.split("> **No reproduction**")[1].split("\n")[0]
+    assert (
+        "after 4000 updates (checkpoint cccccccc) of 512 tokens, the paper 4,096"
+        in page.split("> **No reproduction**")[1].split("\n")[0]
+    )
 
 
 def test_a_checkpoints_seeds_are_told_as_orders_of_minibatches():
@@ -76,6 +79,11 @@ def test_the_verdicts_stand_beside_the_claims():
     page = text(new())
     after = page.split("grow from layer to layer towards the output.\n\n")[1]
     assert after.startswith("- `xavier_uniform`, Post-LN, 2-2: **does not hold here**. Ours: encoder W1 1.000 [1.000, 1.000]")
+
+
+def test_a_report_of_a_checkpoint_alone_makes_no_claims():
+    """There is nothing before training to set it against."""
+    assert "claims" not in text([record(2, "post", 1, 0.1, checkpoint="c" * 16)])
 
 
 def test_the_commands_of_the_report_measure_the_same_again():

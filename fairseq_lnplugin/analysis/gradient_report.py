@@ -199,12 +199,10 @@ def not_the_papers(groups, shared, data):
     if shared["batches"] < DEFAULT_BATCHES:
         phrases.append(f"--batches {shared['batches']}, the command's default {DEFAULT_BATCHES}")
     trainings = [(group, training(records)) for group, records in tables.trained(groups).items()]
-    tokens = [("mini-batches", shared["max_tokens"])]
-    tokens += [(f"{group.title} trained", words["tokens_an_update"]) for group, words in trainings if "tokens_an_update" in words]
+    tokens = [("mini-batches of", shared["max_tokens"])]
+    tokens += [(f"{group.title} of", words["tokens_an_update"]) for group, words in trainings if "tokens_an_update" in words]
     if corpus:
-        phrases += [
-            f"{what} with {found:,} tokens, the paper {corpus.tokens:,}" for what, found in tokens if found != corpus.tokens
-        ]
+        phrases += [f"{what} {found:,} tokens, the paper {corpus.tokens:,}" for what, found in tokens if found != corpus.tokens]
     return phrases
 
 
@@ -214,14 +212,17 @@ def training(records):
 
 
 def claims_section(groups):
-    """A paragraph for each claim of the paper."""
+    """A paragraph for each claim of the paper that the measurements speak to."""
+    found = gradient_claims.claims(groups)
+    if not found:
+        return []
     lines = [
         "## The paper's claims, here",
         "",
         "Whether each claim of the paper about these quantities holds here, for each init.",
         "",
     ]
-    for claim in gradient_claims.claims(groups):
+    for claim in found:
         lines += [f"*{claim.where}.* {claim.statement}", ""]
         lines += [f"- {finding.subject}: **{finding.verdict}**. Ours: {finding.words}." for finding in claim.findings]
         lines.append("")
