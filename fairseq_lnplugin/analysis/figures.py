@@ -27,7 +27,7 @@ def gradients(folder, rows):
         ).items():
             position, checkpoint, updates, stack = key
             shift = 0 if stack == "encoder" else fewest
-            when = "" if checkpoint is None else f", after {updates} updates (checkpoint {checkpoint[:8]})"
+            when = "" if checkpoint is None else f", after {updates} updates\n(checkpoint {checkpoint[:8]})"
             errorbar(
                 axis,
                 [row["layer"] + shift for row in of_key],
