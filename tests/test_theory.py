@@ -429,6 +429,23 @@ def test_one_layer_that_is_off_fails_lemma_2(off, expected, models):
     assert off == 1 or all("worst: layer 5" in check.note for check in checks)
 
 
+@pytest.mark.parametrize(("growth", "expected"), [(0.7, "holds"), (0.1, "FAILS"), (2.0, "FAILS")])
+def test_a_stream_that_grows_too_little_or_too_much_fails_lemma_2(growth, expected, models):
+    """1.5 + growth l; rho is 4/9, attention adds 1/2 at most, twice in a decoder layer."""
+    seen = planted(hidden=lambda stack, layer, seed: {"mean": 1.5 + growth * layer + 0.01 * seed})
+    checks = [check for check in models.lemma_2(seen, cfg()) if f"l = {theory_on_model.LAYERS}" in check.claim]
+    assert [check.verdict for check in checks] == [expected] * 2
+
+
+def test_inputs_without_their_sinusoids_fail(models):
+    """E||x_0||^2 = d and not 1.5 d."""
+    founds = planted()["post"]
+    for found in founds:
+        found["inputs"], found["uniformity"] = {"encoder": 1.0, "decoder": 1.0}, theory_on_model.by_sublayer([1.0] * 18)
+    checks = [check for check in models.facts({"post": founds, "pre": founds}) if check.item == "inputs"]
+    assert [check.verdict for check in checks] == ["FAILS"] * 2
+
+
 @pytest.mark.parametrize(("delta", "expected"), [(0.12, "holds"), (0.175, "differs")])
 def test_one_layer_that_is_not_bounded_decides(delta, expected, models):
     """0.175 > 0.125 in one layer, a mean of 0.12 over the layers."""
