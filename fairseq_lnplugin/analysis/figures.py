@@ -38,6 +38,7 @@ def gradients(folder, rows):
                 label=f"{TITLES.get(position, position)}{when}" if stack == "encoder" else None,
             )
         axis.axvline(fewest + 0.5, color="grey", linewidth=0.7)
+        axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.set_xticks(range(1, 2 * fewest + 1), [f"{side}{n}" for side in "ED" for n in range(1, fewest + 1)])
         axis.set(
             title=f"{'(a)' if name == 'W1' else '(b)'} {name} of each FFN, {fewest}-{fewest}, {inits[0]}",
