@@ -338,7 +338,7 @@ def hidden_section(groups):
         "Z = ||x||^2 at real tokens, x the residual sum after a layer's FFN (Post-LN: x^post,5, before its last LN). The paper: "
         f"({epsilon}, {delta})-bounded, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta. Shown is the layer where it is worst; the "
         "share of tokens beyond has its interval over seeds, and the whole of it must be at most delta. `fairseq-ln theory` asks "
-        "the same by the same rule, without dropout and of fewer tokens, so that its intervals are wider.",
+        "the same by the same rule of models without dropout, in fewer tokens.",
         "",
         f"| weight init | model | EZ / d, first and last encoder layer | decoder | smallest epsilon at delta = {delta} | "
         f"share of tokens above {1 + epsilon:g} EZ | bounded as the paper's? | seeds |",

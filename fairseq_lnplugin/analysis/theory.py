@@ -536,8 +536,8 @@ def markdown(checks, on_model, facts, drawn):
         "",
         f"`{facts['command']}`, {facts['seconds']} seconds on {facts['environment']['device']}, commit "
         f"{written_at(facts['environment'])}: {counts['holds']} claims hold, "
-        f"{counts['FAILS']} fail, {counts['differs']} that nothing guarantees differ, {counts['undecided']} "
-        f"are undecided, {counts['measured']} have no claim.",
+        f"{counts['FAILS']} fail, {counts['differs']} that nothing guarantees differ, {counts['undecided']} undecided, "
+        f"{counts['measured']} without a claim.",
         "",
         *(
             f"- {check.verdict}: {check.item}, {check.claim} ({check.setting}): {number(check.measured)}"
@@ -570,8 +570,8 @@ def markdown(checks, on_model, facts, drawn):
             f"{model['arch']}, `--weight-init {model['weight_init']}`, at initialization, dropout 0, on {model['batches']} "
             f"mini-batches of at most {model['max_tokens']} tokens from {data_words(model['data'])}. "
             "Brackets: 95 % interval over seeds, one value a seed; what is said of all layers is judged by the worst, each layer "
-            "over the seeds. `fairseq-ln gradients` judges bounded hidden states by the same rule, with dropout and of more "
-            "tokens, so that its intervals are narrower and may decide what is undecided here.",
+            "over the seeds. `fairseq-ln gradients` judges bounded hidden states by the same rule, in models with dropout and more "
+            "tokens.",
             "",
             *check_table(on_model),
             "",
