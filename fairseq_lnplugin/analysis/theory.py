@@ -570,8 +570,8 @@ def markdown(checks, on_model, facts, drawn):
             f"{model['arch']}, `--weight-init {model['weight_init']}`, at initialization, dropout 0, on {model['batches']} "
             f"mini-batches of at most {model['max_tokens']} tokens from {data_words(model['data'])}. "
             "Brackets: 95 % interval over seeds, one value a seed; what is said of all layers is judged by the worst, each layer "
-            "over the seeds. `fairseq-ln gradients` judges bounded hidden states by the same rule, in models with dropout and more "
-            "tokens.",
+            "over the seeds. `fairseq-ln gradients` judges bounded hidden states by the same rule, in models with dropout and "
+            "more tokens.",
             "",
             *check_table(on_model),
             "",
