@@ -1,4 +1,4 @@
-"""Confidence intervals: of a mean (Student's t), of a mean of shares, of a straight line's slope. Plain Python, no scipy.
+"""Confidence intervals: of a mean (Student's t), of shares, of a straight line's slope. Plain Python, no scipy.
 
 A value stands for one independent unit, a seed or a draw. What a unit has many of (tokens, layers) is first made one number.
 """
@@ -89,6 +89,15 @@ def mean(values):
 def share(values):
     """The mean of ``values``, shares of independent units, and its interval, which ends at 0 and at 1."""
     return Estimate(*(min(max(end, 0.0), 1.0) if not math.isnan(end) else end for end in mean(values)))
+
+
+def proportion(count, total):
+    """The share ``count / total`` of a sample and Wilson's interval of it."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    value = count / total
+    center = (value + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(value * (1 - value) / total + z**2 / (4 * total**2))
+    return Estimate(value, center - half, center + half)
 
 
 def slope(x, y):

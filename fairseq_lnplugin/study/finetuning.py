@@ -6,7 +6,7 @@ Accuracy and F1 are in percent, on the rows of dev, after the last epoch (append
 import math
 from typing import NamedTuple
 
-from fairseq_lnplugin.analysis.intervals import Estimate, mean, share
+from fairseq_lnplugin.analysis.intervals import Estimate, mean, proportion
 from fairseq_lnplugin.study.pretraining import of_one_experiment
 from fairseq_lnplugin.study.run_folder import damaged, number, read_values
 
@@ -167,7 +167,7 @@ def by_chance(rows):
 
     The upper end of Wilson's 95 % interval of its share.
     """
-    return 100 * share(max(rows), sum(rows)).high
+    return 100 * proportion(max(rows), sum(rows)).high
 
 
 def over_seeds(values):
