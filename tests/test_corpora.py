@@ -627,6 +627,25 @@ def test_a_truncated_archive_is_refused(prepared, tmp_path):
     refused(iwslt14(tmp_path / "out", archive), "data.tar.gz is not a whole tar archive")
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_an_archive_with_a_changed_byte_is_refused(prepared, tmp_path, kind):
+    """In the middle, where the text itself is: only the checksum behind it tells."""
+    archive = tmp_path / f"data.tar.{kind}"
+    with tarfile.open(archive, f"w:{kind}") as tar:
+        tar.add(prepared, arcname="iwslt14-de-en")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    refused(iwslt14(tmp_path / "out", archive), f"data.tar.{kind} is not a whole tar archive")
+
+
+def test_the_checksum_at_an_archives_end_is_compared(prepared, tmp_path):
+    """All that is unpacked is right, and the last bytes, of gzip's CRC and length, are not."""
+    archive = pack(tmp_path / "data.tar.gz", prepared, "iwslt14-de-en")
+    archive.write_bytes(archive.read_bytes()[:-8] + bytes(8))
+    refused(iwslt14(tmp_path / "out", archive), "data.tar.gz is not a whole tar archive (CRC check failed")
+
+
 @pytest.mark.parametrize("name", ["../outside", "/outside"])
 def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, name):
     """Members with `..` or from the root."""
@@ -714,6 +733,50 @@ def test_a_dead_address_is_refused_with_the_address_and_advice(server, tmp_path,
         (tmp_path / "www" / "de-en.tgz").write_bytes(content)
     done = fetch(tmp_path / "out", f"{server}/de-en.tgz", "--cache", tmp_path / "cache")
     refused(done, f"{server}/de-en.tgz", "--from")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+class BreaksOff(http.server.BaseHTTPRequestHandler):
+    """Answers with the first half of `archive`, with its whole length or, where `chunked`, as a part of a chunk."""
+
+    archive, chunked = b"", False
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):  # noqa: N802  http.server's name
+        """Send a half and hang up."""
+        self.send_response(200)
+        if self.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(self.archive)))
+        self.end_headers()
+        start = f"{len(self.archive):x}\r\n".encode() if self.chunked else b""
+        self.wfile.write(start + self.archive[: len(self.archive) // 2])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.mark.parametrize(("chunked", "words"), [(False, "broke off after"), (True, "cannot download")])
+def test_a_download_that_breaks_off_is_refused_and_not_kept(original, tmp_path, chunked, words):
+    """With Content-Length and with chunked encoding; the next start fetches again."""
+    archive = pack(tmp_path / "de-en.tgz", original / "de-en", "de-en").read_bytes()
+    handler = type("Handler", (BreaksOff,), {"archive": archive, "chunked": chunked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_port}/de-en.tgz"
+        refused(fetch(tmp_path / "out", url, "--cache", tmp_path / "cache"), words, url, "start again")
+        web.shutdown()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_download_that_arrives_damaged_is_refused_and_not_kept(original, server, tmp_path):
+    """All bytes are there, and gzip's checksum does not fit."""
+    archive = pack(tmp_path / "www" / "de-en.tgz", original / "de-en", "de-en")
+    archive.write_bytes(archive.read_bytes()[:-8] + bytes(8))
+    done = fetch(tmp_path / "out", f"{server}/de-en.tgz", "--cache", tmp_path / "cache")
+    refused(done, f"the answer of {server}/de-en.tgz is", "not a whole tar archive", "start again")
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -168,6 +168,18 @@ def test_an_archive_gives_the_same_documents_as_its_folder(kind, tmp_path):
         assert list(packed.documents()) == list(unpacked.documents()) == documents(3)
 
 
+def test_a_zip_archive_with_a_changed_byte_is_refused(tmp_path):
+    """Wherever the byte is in the compressed text, zlib or the checksum tells."""
+    with zipfile.ZipFile(tmp_path / "text.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(plain(tmp_path / "a.txt", documents(300)), "a.txt")
+    content = (tmp_path / "text.zip").read_bytes()
+    for at in range(100, len(content) - 200, len(content) // 20):
+        (tmp_path / "bad.zip").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(masked_lm_text.CorpusError, match="bad.zip is not a whole zip archive"):
+            with masked_lm_text.folder_of(tmp_path / "bad.zip"):
+                pass
+
+
 def test_a_second_run_does_nothing_and_another_vocabulary_is_refused(text):
     """Finished is finished; a folder is of one making."""
     folder, facts = text

@@ -85,11 +85,8 @@ def folder_of(path: Path) -> Iterator[Path]:
         raise CorpusError(f"{path}: no such file or folder")
     with tempfile.TemporaryDirectory(prefix="corpus-") as scratch:
         if path.is_file() and zipfile.is_zipfile(path):
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    archive.extractall(scratch)
-            except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
-                raise CorpusError(f"{path} is not a whole zip archive ({error}); get it again") from error
+            with archives.whole(path, "zip"), zipfile.ZipFile(path) as archive:
+                archive.extractall(scratch)
             yield Path(scratch)
         elif path.is_file() and re.search(r"\.(tar|tgz|tar\.\w+)$", path.name):
             archives.unpack(path, Path(scratch))
