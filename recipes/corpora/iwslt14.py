@@ -181,7 +181,8 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
         source = find(root)
     if source.code is not None and args.merges is not None:
         raise CorpusError("the data brings its own BPE codes; leave --merges out")
-    parallel_text.check_languages(source.splits["train"], *LANGS)
+    for pairs in source.splits.values():
+        parallel_text.check_languages(pairs, *LANGS)
     notes = [f"read as: {source.layout}", check_counts(source, args.expect_pairs)]
     if args.train_pairs is not None:
         if not 1 <= args.train_pairs <= len(source.splits["train"]):
