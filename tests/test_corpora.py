@@ -4,6 +4,7 @@ Every script is run as a user runs it, on a few lines made here. Oracles: the li
 parallel text, and BPE that must join to the very text it came from.
 """
 
+import fcntl
 import functools
 import hashlib
 import html
@@ -277,6 +278,57 @@ def test_other_arguments_are_refused_and_the_folder_to_delete_is_named(raw, tmp_
     out = tmp_path / "out"
     made(out, own(raw, out))
     refused(own(raw, out, "--merges", "20"), "--merges 30, not 20", f"delete {out}")
+
+
+def test_the_same_text_in_another_place_is_the_same_corpus(raw, tmp_path):
+    """A clone or its data was moved."""
+    out = tmp_path / "out"
+    made(out, own(raw, out))
+    assert "nothing to do" in own(raw.rename(tmp_path / "moved"), out).stderr
+
+
+def test_another_text_in_the_same_place_is_refused(raw, tmp_path):
+    """One line of train.en is another."""
+    out = tmp_path / "out"
+    made(out, own(raw, out))
+    (raw / "train.en").write_text("cat " + (raw / "train.en").read_text(encoding="utf-8"), encoding="utf-8")
+    refused(own(raw, out), "was made with content of --train", f"delete {out}")
+
+
+def test_a_finished_corpus_needs_its_text_no_more(raw, tmp_path):
+    """The raw files are deleted."""
+    out = tmp_path / "out"
+    made(out, own(raw, out))
+    for path in raw.iterdir():
+        path.unlink()
+    assert "nothing to do" in own(raw, out).stderr
+
+
+def test_an_archive_in_another_place_is_the_same_corpus(prepared, tmp_path):
+    """And an archive of other content at its old place is not."""
+    archive, out = pack(tmp_path / "data.tar.gz", prepared, "iwslt14-de-en"), tmp_path / "out"
+    made(out, iwslt14(out, archive))
+    moved = archive.rename(tmp_path / "moved.tar.gz")
+    assert "nothing to do" in iwslt14(out, moved).stderr
+    (prepared / "code").unlink()
+    refused(iwslt14(out, pack(archive, prepared, "iwslt14-de-en")), "was made with content of --from")
+
+
+def test_two_starts_do_not_make_the_same_corpus_at_once(raw, tmp_path):
+    """The folder that the first one writes is locked: the second stops, and deletes nothing."""
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "train.de").write_text("half")
+    lock = os.open(partial, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    refused(own(raw, tmp_path / "out"), "is being made by another process")
+    os.close(lock)
+    assert (partial / "train.de").read_text() == "half"
+
+
+def test_a_prefix_without_a_name_is_refused_in_one_sentence(raw, tmp_path):
+    """--train ., a folder."""
+    refused(own(raw, tmp_path / "out", "--train", "."), "..de: no such file")
 
 
 def test_a_changed_file_of_a_finished_folder_is_noticed(raw, tmp_path):

@@ -182,8 +182,8 @@ def test_a_zip_archive_with_a_changed_byte_is_refused(tmp_path):
 
 def test_a_second_run_does_nothing_and_another_vocabulary_is_refused(text):
     """Finished is finished; a folder is of one making."""
-    folder, facts = text
-    arguments = ["--out", folder, "--from", facts["arguments"]["--from"], "--max-subwords", 20]
+    folder, _ = text
+    arguments = ["--out", folder, "--from", folder.parent / "novels.txt", "--max-subwords", 20]
     assert "nothing to do" in call("masked_lm_text.py", *arguments, "--vocabulary", 60).stderr
     refused(call("masked_lm_text.py", *arguments, "--vocabulary", 61), "was made with --vocabulary 60, not 61")
 
@@ -374,7 +374,7 @@ def test_tasks_of_another_dictionary_are_not_taken_for_finished(text, tasks, tmp
     """The same path with other content: counts differ, so its sha256 does."""
     changed = (text[0] / "dict.txt").read_text(encoding="utf-8").replace(" 0\n", " 1\n", 1)
     (tmp_path / "dict.txt").write_text(changed + "", encoding="utf-8")
-    arguments = glue_arguments(text, tasks[1]["arguments"]["--from"], tasks[0], "--max-subwords", 12)
+    arguments = glue_arguments(text, tasks[0].parent / "source", tasks[0], "--max-subwords", 12)
     assert "nothing to do" in call("glue.py", *arguments).stderr
     lines = (text[0] / "dict.txt").read_text(encoding="utf-8").splitlines()
     piece, count = lines[0].rsplit(" ", 1)

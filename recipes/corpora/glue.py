@@ -200,12 +200,6 @@ def summary(out: Path) -> str:
     )
 
 
-def inputs(args: argparse.Namespace) -> dict:
-    """The sha256 of model and dictionary: data of others is never taken for theirs."""
-    files = {"the model's sha256": args.model, "the dictionary's sha256": args.dict}
-    return {name: parallel_text.sha256(path) for name, path in files.items() if path.is_file()}
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,4 +212,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    parallel_text.run(make, parser(), write, summary, inputs)
+    parallel_text.run(make, parser(), write, summary)

@@ -62,6 +62,12 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
     )
 
 
+def inputs(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """The two files of each prefix."""
+    prefixes = {"--train": args.train, "--valid": args.valid, "--test": args.test}
+    return {flag: parallel_text.sides(prefix, args.src, args.tgt) for flag, prefix in prefixes.items()}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,4 +88,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    parallel_text.run(make, parser())
+    parallel_text.run(make, parser(), inputs=inputs)

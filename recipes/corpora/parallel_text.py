@@ -13,6 +13,7 @@ counted; test lines are never dropped; one tokenizer for all splits; nothing hal
 """
 
 import argparse
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -22,7 +23,8 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,9 +106,14 @@ def check_equal(name: str, source: list[str], other: str, target: list[str]) -> 
         )
 
 
+def sides(prefix: Path, source_lang: str, target_lang: str) -> list[Path]:
+    """The files `PREFIX.SOURCE_LANG` and `PREFIX.TARGET_LANG`."""
+    return [Path(f"{prefix}.{lang}") for lang in (source_lang, target_lang)]
+
+
 def read_pairs(prefix: Path, source_lang: str, target_lang: str) -> list[Pair]:
-    """Aligned lines of `PREFIX.SOURCE_LANG` and `PREFIX.TARGET_LANG`."""
-    paths = [prefix.with_name(f"{prefix.name}.{lang}") for lang in (source_lang, target_lang)]
+    """Aligned lines of the two files of a prefix."""
+    paths = sides(prefix, source_lang, target_lang)
     source, target = map(read_lines, paths)
     check_equal(str(paths[0]), source, str(paths[1]), target)
     return list(zip(source, target, strict=True))
@@ -306,7 +313,8 @@ def segment(corpus: Corpus, codes: str) -> dict[str, list[Pair]]:
 
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
@@ -353,7 +361,10 @@ def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
 
 
 def is_finished(out: Path, arguments: dict) -> bool:
-    """Whether `out` already holds this corpus, whole and made with these arguments; refuse to write over anything else."""
+    """Whether `out` already holds this corpus, whole and made with these arguments; refuse to write over anything else.
+
+    What only one of the two knows is not compared: an input that is gone was not read this time.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "corpus.json").is_file():
@@ -363,11 +374,11 @@ def is_finished(out: Path, arguments: dict) -> bool:
         made_with, files = facts["arguments"], facts["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{out / 'corpus.json'} is not what this wrote; delete {out} and run this again") from error
-    other = [key for key in arguments | made_with if arguments.get(key) != made_with.get(key)]
+    other = [key for key in arguments if key in made_with and arguments[key] != made_with[key]]
     if other:
         key = other[0]
         raise CorpusError(
-            f"{out} was made with {key} {made_with.get(key)}, not {arguments.get(key)}; delete {out} to make it again, or "
+            f"{out} was made with {key} {made_with[key]}, not {arguments[key]}; delete {out} to make it again, or "
             "choose another --out"
         )
     for name, expected in files.items():
@@ -389,13 +400,16 @@ def summary(out: Path) -> str:
     )
 
 
-def as_stored(value: object) -> object:
-    """A parsed argument as it stands in `corpus.json`."""
-    if isinstance(value, list):
-        return [as_stored(item) for item in value]
-    if isinstance(value, Path):
-        return os.path.abspath(value)
-    return value
+def named_paths(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Flag -> the files and folders that it names; what `inputs` is where an argument is a path and nothing else."""
+    values = {key: value if isinstance(value, list) else [value] for key, value in vars(args).items()}
+    return {f"--{key.replace('_', '-')}": paths for key, paths in values.items() if isinstance(paths[0], Path)}
+
+
+def content(paths: list[Path]) -> str:
+    """What tells these inputs from others wherever they lie: files by their sha256, folders by their names."""
+    parts = [sha256(path) if path.is_file() else path.resolve().name for path in paths]
+    return ", ".join(parts)
 
 
 def run(
@@ -403,45 +417,63 @@ def run(
     parser: argparse.ArgumentParser,
     write: Callable[[object, Path, dict], None] = write,
     summary: Callable[[Path], str] = summary,
-    inputs: Callable[[argparse.Namespace], dict] = lambda args: {},
+    inputs: Callable[[argparse.Namespace], dict[str, list[Path]]] = named_paths,
 ) -> None:
     """Parse the command line, make the corpus, and leave the folder `--out` whole or not at all; then exit.
 
     `make` takes the parsed arguments and returns what `write` takes: a `Corpus`, unless a script of other data has its own
     `write` (which leaves a `corpus.json` with `arguments` and `sha256`) and `summary`. `inputs` gives, from the arguments,
-    what else tells one result from another, such as the sha256 of a file that was read. All raise `CorpusError`. `--out` is
-    added to the parser here. `--cache`, where a script has it, says where files may lie and not what the corpus is, so a
-    second run may change it.
+    the files and folders that are read: they may lie elsewhere at the next start, so their contents are compared. All raise
+    `CorpusError`. `--out` is added to the parser here. `--cache`, where a script has it, says where files may lie and not
+    what the corpus is, so a second run may change it.
     """
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="corpus folder to write")
     args = parser.parse_args()
     out = args.out
+    read = {flag: paths for flag, paths in inputs(args).items() if flag not in ("--out", "--cache")}
     arguments = {"script": Path(sys.argv[0]).name}
     for key, value in sorted(vars(args).items()):
-        if key not in ("out", "cache"):
-            arguments[f"--{key.replace('_', '-')}"] = as_stored(value)
-    partial = Path(f"{os.path.abspath(out)}.partial")
+        flag = f"--{key.replace('_', '-')}"
+        if flag not in ("--out", "--cache", *read):
+            arguments[flag] = value
     try:
-        arguments |= inputs(args)
+        there = {flag: paths for flag, paths in read.items() if all(path.exists() for path in paths)}
+        arguments |= {f"content of {flag}": content(paths) for flag, paths in there.items()}
         if is_finished(out, arguments):
             say(f"{out} is finished: nothing to do")
             return
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-        partial.mkdir(parents=True)
-        write(make(args), partial, arguments)
-        os.replace(partial, out)
+        with partial_folder(out) as partial:
+            write(make(args), partial, arguments)
+            os.replace(partial, out)
     except CorpusError as error:
-        stop(partial, str(error), error.status)
+        stop(str(error), error.status)
     except OSError as error:
-        stop(partial, f"{error.filename or out}: {error.strerror or error}", 1)
+        stop(f"{error.filename or out}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        stop(partial, "interrupted; nothing was written", 130)
+        stop("interrupted; nothing was written", 130)
     say(summary(out))
     say(f"wrote {out}")
 
 
-def stop(partial: Path, sentence: str, status: int) -> None:
-    """Take the half-made folder away, say why, and exit."""
-    shutil.rmtree(partial, ignore_errors=True)
+@contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """The empty folder `OUT.partial`, which no other process works in; it vanishes at the end, unless it was moved."""
+    partial = Path(f"{os.path.abspath(out)}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CorpusError(f"{out} is being made by another process; wait for it, or end it") from error
+    try:
+        for leftover in partial.iterdir():  # of a killed run
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def stop(sentence: str, status: int) -> None:
+    """Say why, and exit."""
     say(f"{Path(sys.argv[0]).name}: {sentence}")
     sys.exit(status)
