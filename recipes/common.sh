@@ -824,7 +824,7 @@ PYTHON
 
 # each_run ACTION: train or score of every chosen run and seed. Trains JOBS at a time; scoring uses all cores for one.
 each_run() {
-  local action=$1 seed run label number=0 running=0 started=0 failed='' began=$SECONDS
+  local action=$1 seed run label number=0 running=0 started=0 failed='' began=$SECONDS slot slots=()
   local total=$((${#RUN_NAMES[@]} * ${#SEED_LIST[@]})) todo jobs=1
   todo=$(unfinished "$action")
   [[ $action == score ]] || log "$BATCH"
@@ -855,10 +855,15 @@ each_run() {
       if ((jobs == 1)); then
         "$action" "$run" "$seed" "$label"
       else
+        # the process of each slot, which has a GPU for itself; one is free here
+        for ((slot = 0; slot < jobs; slot++)); do
+          [[ ${slots[slot]:-} ]] && kill -0 "${slots[slot]}" 2>/dev/null || break
+        done
         (
-          use_gpu "$number"
+          use_gpu "$slot"
           "$action" "$run" "$seed" "$label"
         ) &
+        slots[slot]=$!
         running=$((running + 1))
       fi
     done

@@ -50,7 +50,7 @@ source, target = ("en", "de") if script == "wmt14.py" else ("de", "en")
 
 #: How every stand-in for a program begins: it records its arguments.
 RECORDER = """#!{python}
-import json, os, signal, sys, zipfile
+import json, os, signal, sys, time, zipfile
 from pathlib import Path
 
 name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
@@ -70,7 +70,7 @@ def checkpoint(path):
 """
 
 STAND_IN = """
-# TRAIN_MODE says how a training ends: well (default), diverges, fails, or killed.
+# TRAIN_MODE says how a training ends: well (default), diverges, fails, killed, or last (well, after three others).
 if name == "fairseq-preprocess":
     out = Path(flag("--destdir"))
     out.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,11 @@ elif name == "fairseq-train":
     if os.environ.get("TRAIN_MODE_ONLY", "") not in flag("--save-dir"):
         mode = "well"
     save = Path(flag("--save-dir"))
+    (save.parent / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     if (save / "checkpoint_last.pt").exists():
         print("resumed", flush=True)
+    while mode == "last" and len(list(save.parents[2].glob("*/*/trained"))) < 3:
+        time.sleep(0.05)
     for epoch in range(1, int(flag("--max-epoch")) + 1):
         print('x | INFO | train_inner | {{"epoch": %d, "update": %s, "loss": "9.5", "num_updates": "%d", "lr": "0.0005"}}'
               % (epoch, epoch - 0.5, 10 * epoch - 5), flush=True)
@@ -736,6 +739,17 @@ def test_two_jobs_train_all_runs(tree):
     result = tree.run("iwslt14", "--stop-stage", "train", PRESET="smoke", JOBS="2")
     assert result.returncode == 0, result.stderr
     assert len({flags(call)["--save-dir"] for call in tree.calls("fairseq-train")}) == len(tree.calls("fairseq-train")) == 4
+
+
+def test_a_run_gets_the_gpu_of_the_job_that_has_ended(tree):
+    """JOBS=2 on two GPUs: the first run keeps GPU 0 until the other three, one after another, have had GPU 1."""
+    first = "iwslt14-post-adam-lr5e-4-warmup4000"
+    settings = {"JOBS": "2", "CHECK": "2", "TRAIN_MODE": "last", "TRAIN_MODE_ONLY": first, "CUDA_VISIBLE_DEVICES": "4,7"}
+    result = tree.run("iwslt14", "--stop-stage", "train", PRESET="smoke", **settings)
+    assert result.returncode == 0, result.stderr
+    gpus = {path.parts[-3]: path.read_text() for path in tree.root.glob("runs/iwslt14-smoke/*/seed1/gpu")}
+    assert len(gpus) == 4 and gpus.pop(first) == "4"
+    assert set(gpus.values()) == {"7"}
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tree):
