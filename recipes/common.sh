@@ -119,13 +119,18 @@ read_row() {
   return 1
 }
 
-# column FILE STUDY NAME [FIGURE]: the cells of a column in the study's rows (of the figure), a line each.
+# column FILE STUDY NAME [FIGURES]: the cells of a column in the study's rows (of any of the figures), a line each.
 column() {
-  awk -F '\t' -v study="$2" -v name="$3" -v figure="${4:-}" '
+  awk -F '\t' -v study="$2" -v name="$3" -v figures="${4:-}" '
+    BEGIN { count = split(figures, figure, ",") }
     { sub(/\r$/, "") }
     /^#/ || /^$/ { next }
     !header { for (i = 1; i <= NF; i++) at[$i] = i; header = 1; next }
-    $at["study"] == study && (figure == "" || index("," $at["figure"] ",", "," figure ",")) { print $at[name] }' "$1"
+    $at["study"] == study {
+      wanted = count == 0
+      for (i = 1; i <= count; i++) if (index("," $at["figure"] ",", "," figure[i] ",")) wanted = 1
+      if (wanted) print $at[name]
+    }' "$1"
 }
 
 listed() { paste -sd ' ' - | sed 's/ /, /g'; }
@@ -164,7 +169,7 @@ read_arguments() {
           die "unknown argument '$option'; see bash recipes/$RECIPE.sh --help"
         ;;
     esac
-    (($# > 1)) || die "$option needs a value; see bash recipes/$RECIPE.sh --help"
+    [[ ${2:-} ]] || die "$option needs a value; see bash recipes/$RECIPE.sh --help"
     case $option in
       --stage) FIRST_STAGE=$(stage_number "$2") || exit 1 ;;
       --stop-stage) LAST_STAGE=$(stage_number "$2") || exit 1 ;;
@@ -178,7 +183,7 @@ read_arguments() {
 }
 
 check_settings() {
-  local all=() run seed
+  local all=() run seed figure figures=() wanted=()
   ((FIRST_STAGE <= LAST_STAGE)) || die "--stop-stage $LAST_STAGE lies before --stage $FIRST_STAGE"
 
   declare -gA PRESET_ROW=()
@@ -186,9 +191,13 @@ check_settings() {
   read_row PRESET_ROW recipes/presets.tsv "study=$PRESETS" "preset=$PRESET" ||
     die "unknown preset '$PRESET'; choose PRESET from $(column recipes/presets.tsv "$PRESETS" preset | listed)"
   if [[ -n ${FIGURE:-} && $FIGURE != all ]]; then
+    mapfile -t figures < <(column recipes/runs.tsv "$STUDY" figure | tr ',' '\n' | sort -u)
+    IFS=, read -r -a wanted <<<"$FIGURE"
+    for figure in "${wanted[@]}"; do
+      [[ " ${figures[*]} " == *" $figure "* ]] ||
+        die "there is no figure '$figure'; choose from $(printf '%s\n' "${figures[@]}" | listed), all, or several with commas"
+    done
     mapfile -t all < <(column recipes/runs.tsv "$STUDY" run "$FIGURE")
-    ((${#all[@]})) || die "there is no figure '$FIGURE'; choose from $(
-      column recipes/runs.tsv "$STUDY" figure | tr ',' '\n' | sort -u | listed), all"
   else
     mapfile -t all < <(column recipes/runs.tsv "$STUDY" run)
   fi
@@ -889,14 +898,25 @@ unfinished() {
   echo "$count"
 }
 
-# report: RESULTS.md and .html, results.tsv and figures in RUNS, unless they are newer than every run.
+# report: RESULTS.md and .html, results.tsv and figures in RUNS, unless they were made of just these runs.
 report() {
-  if [[ ! $DRY_RUN && -f $RUNS/RESULTS.md && -z $(find "$RUNS" -name 'done' -newer "$RUNS/RESULTS.md") ]]; then
-    log "$RUNS/RESULTS.md is up to date"
-    return
+  local made_of
+  if [[ ! $DRY_RUN && -d $RUNS ]]; then
+    made_of=$(report_inputs)
+    if [[ -f $RUNS/RESULTS.md && -f $RUNS/reported && $(<"$RUNS/reported") == "$made_of" ]]; then
+      log "$RUNS/RESULTS.md is up to date"
+      return
+    fi
   fi
   do_or_show fairseq-ln report "$RUNS" --plan recipes/runs.tsv || die "fairseq-ln report $RUNS failed"
+  [[ $DRY_RUN ]] || write "$RUNS/reported" <<<"$made_of"
   WORKED=yes
+}
+
+# report_inputs: the files of RUNS that say how far each run is, with their sums.
+report_inputs() {
+  (cd "$RUNS" && find . -path '*/seed*/*' \( -name settings.tsv -o -name trained -o -name diverged -o -name 'done' \
+    -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
 }
 
 # finish: the last line of a recipe.

@@ -8,7 +8,7 @@
 #         2=train    the figure's rows of recipes/runs.tsv, settings of appendix A.1
 #         3=score    epochs' checkpoints on 500 valid sentences, the last and the best on the test set
 #         4=report   RESULTS.md, results.tsv, figures
-# Flags: --figure 2, 4 (default), 6 or all; --setting paper (default), or fairseq: its own recipe (dropout 0.3, weight decay 1e-4),
+# Flags: --figure 2, 4 (default), 6, several (2,4) or all; --setting paper (default), or fairseq: its own recipe (dropout 0.3, weight decay 1e-4),
 #        both positions; --stage N, --stop-stage N (number or name); --only RUN (may be given several times);
 #        --seeds "1 2 3"; --dry-run; --help
 # Settings: IWSLT14=PATH (archive or folder: the original de-en.tgz, the output of fairseq's prepare-iwslt14.sh, or

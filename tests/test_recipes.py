@@ -295,6 +295,14 @@ def test_figure_4_trains_the_four_runs_with_the_settings_of_appendix_a1(tree):
         assert command["--user-dir"] == "fairseq_lnplugin"
 
 
+def test_several_figures_are_trained_with_every_run_of_any_of_them_once(tree):
+    """--figure 2,4: the union."""
+    chosen = {figures: printed(tree, "fairseq-train", "--figure", figures) for figures in ("2", "4", "2,4")}
+    runs = {figures: {command["--save-dir"] for command in commands} for figures, commands in chosen.items()}
+    assert runs["2,4"] == runs["2"] | runs["4"] and runs["2"] != runs["4"]
+    assert len(chosen["2,4"]) == len(runs["2,4"])
+
+
 def test_figure_4_has_post_ln_with_warm_up_and_the_other_three_without(tree):
     """Post Adam 4000; Post RAdam linear; Pre Adam held 7 epochs then times 0.1; Pre RAdam linear."""
     commands = printed(tree, "fairseq-train", PRESET="paper")
@@ -670,6 +678,26 @@ def test_a_second_start_does_nothing_and_says_so(finished):
     assert before == [len(tree.calls(name)) for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln")]
 
 
+def test_a_run_trained_since_the_report_is_in_the_next_one(tree):
+    """Trained and not yet scored: the report is made again, once."""
+    tree.only()
+    trained = ("--only", "iwslt14-pre-radam-lr5e-4-linear", "--stop-stage", "train")
+    for arguments in (trained, ("--stage", "report"), ("--stage", "report")):
+        result = tree.run("iwslt14", *arguments, PRESET="smoke")
+        assert result.returncode == 0, result.stderr
+    assert "nothing to do" in result.stderr
+    assert len([call for call in tree.calls("fairseq-ln") if call[0] == "report"]) == 2
+
+
+def test_a_run_that_was_deleted_is_not_in_the_next_report(tree):
+    """Its folder is gone."""
+    tree.only()
+    tree.only("iwslt14", "iwslt14-pre-radam-lr5e-4-linear")
+    shutil.rmtree(tree.folder().parent)
+    tree.run("iwslt14", "--stage", "report", PRESET="smoke")
+    assert len([call for call in tree.calls("fairseq-ln") if call[0] == "report"]) == 3
+
+
 def test_a_run_folder_made_with_other_settings_is_refused_by_naming_the_two(finished):
     """The flag in both versions, and what to delete."""
     tree, _ = finished
@@ -913,6 +941,8 @@ def test_a_warm_up_stage_that_diverges_is_no_measurement(tree):
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [
+        (("--figure", "2,3"), {}, "there is no figure '3'; choose from 2, 4, 6, all"),
+        (("--figure", ""), {}, "--figure needs a value"),
         ((), {"PRESET": "huge"}, "unknown preset 'huge'; choose PRESET from paper, papersize, cpu, smoke"),
         (("--figure", "3"), {}, "there is no figure '3'; choose from 2, 4, 6, all"),
         (("--only", "nothing"), {}, "there is no run 'nothing'; choose --only from iwslt14-post-adam"),
