@@ -211,6 +211,9 @@ check_settings() {
   ((${#SEED_LIST[@]})) || die "SEEDS is empty; give one seed or several, such as SEEDS='1 2 3'"
   for seed in "${SEED_LIST[@]}"; do is_count "$seed" || die "SEEDS holds '$seed'; give whole numbers from 1 on"; done
 
+  DTYPE_IS_FREE='' SHARES_ARE_FREE='' # nobody says what they are to be
+  [[ ${COMPUTE_DTYPE:-auto} != auto ]] || DTYPE_IS_FREE=yes
+  [[ $WORKERS$UPDATE_FREQ ]] || SHARES_ARE_FREE=yes
   [[ -n $LAUNCH && -z $WORKERS ]] && die "LAUNCH needs WORKERS, the number of processes that it starts"
   WORKERS=${WORKERS:-1}
   is_count "$WORKERS" || die "WORKERS must be a whole number from 1 on, but is '$WORKERS'"
@@ -528,16 +531,15 @@ describe() {
 
 # claim: sets up RUN_FOLDER, or checks that it was made with the same command.
 claim() {
-  local command old now
+  local command there now
   command=$(quoted fairseq-train "${TRAIN[@]}")
   if [[ -f $RUN_FOLDER/command.txt ]]; then
-    old=$(placeless "$(<"$RUN_FOLDER/command.txt")") now=$(placeless "$command")
-    if [[ $old == "$now" ]]; then
-      check_data
-      return
-    fi
-    die "$RUN_FOLDER was made with other settings (there: $(only_in "$old" "$now"); now: $(only_in "$now" "$old"));" \
-      "delete $RUN_FOLDER to train it again, or set RUNS to another folder"
+    there=$(<"$RUN_FOLDER/command.txt") now=$command
+    # what is trained may have been trained on another machine
+    [[ ! -f $RUN_FOLDER/trained ]] || { there=$(any_machine "$there") && now=$(any_machine "$now"); }
+    need_same_settings "$RUN_FOLDER" "$there" "$now" "train it again, or set RUNS to another folder"
+    check_data
+    return
   fi
   mkdir -p "$RUN_FOLDER/checkpoints"
   printf '%s\n' "$SETTINGS" | write "$RUN_FOLDER/settings.tsv"
@@ -546,8 +548,38 @@ claim() {
   printf '%s\n' "$command" | write "$RUN_FOLDER/command.txt"
 }
 
+# need_same_settings FOLDER THERE NOW WHY: the command with which FOLDER was made is today's, or it is to be deleted to ...
+need_same_settings() {
+  local there now settings=()
+  there=$(placeless "$2") now=$(placeless "$3")
+  [[ $there != "$now" ]] || return 0
+  there=$(only_in "$there" "$now") now=$(only_in "$now" "$(placeless "$2")")
+  [[ ! $there =~ --compute-dtype\ ([a-z0-9]+) ]] || settings+=("COMPUTE_DTYPE=${BASH_REMATCH[1]}")
+  [[ ! $there =~ --update-freq\ ([0-9]+) ]] || settings+=("UPDATE_FREQ=${BASH_REMATCH[1]}")
+  [[ ! $there =~ --distributed-world-size\ ([0-9]+) ]] || settings+=("WORKERS=${BASH_REMATCH[1]}")
+  die "$1 was made with other settings (there: $there; now: $now);" ${settings[0]+"set ${settings[*]} to go on, or"} \
+    "delete $1 to $4"
+}
+
 # placeless COMMAND: without the places that change when a study's folder is copied elsewhere: its own and that of the data.
-placeless() { sed -E 's@ --save-dir ([^\\ ]|\\.)+@@; s@^(fairseq-train )(([^\\ ]|\\.)*/)?@\1@' <<<"$1"; }
+placeless() {
+  sed -E 's@ --save-dir ([^\\ ]|\\.)+@@; s@^(fairseq-train )(([^\\ ]|\\.)*/)?@\1@; s@( --restore-file )(([^\\ ]|\\.)*/)?@\1@' <<<"$1"
+}
+
+# any_machine COMMAND: without what the machine decides where no setting does: the type of the products, and how the tokens of an
+# update are shared out.
+any_machine() {
+  local command=$1 flag tokens=1
+  [[ ! $DTYPE_IS_FREE ]] || command=$(sed 's/ --compute-dtype [a-z0-9]*//' <<<"$command")
+  if [[ $SHARES_ARE_FREE ]]; then
+    for flag in max-tokens update-freq distributed-world-size; do
+      [[ $command =~ \ --$flag\ ([0-9]+) ]] || continue
+      tokens=$((tokens * BASH_REMATCH[1])) command=${command/"${BASH_REMATCH[0]}"/}
+    done
+    command+=" --max-tokens $tokens"
+  fi
+  echo "$command"
+}
 
 # only_in COMMAND OTHER: the flags of COMMAND that OTHER does not have so.
 only_in() {

@@ -261,8 +261,8 @@ describe_finetuning() {
 # is_finetuned: whether the fine-tuning just described has its result; refuses one of other settings.
 is_finetuned() {
   [[ -f $FINETUNE_FOLDER/result.tsv ]] || return 1
-  [[ $(<"$FINETUNE_FOLDER/command.txt") == "$(quoted fairseq-train "${FINETUNE[@]}")" ]] ||
-    die "$FINETUNE_FOLDER was made with other settings; delete it to fine-tune again"
+  need_same_settings "$FINETUNE_FOLDER" "$(<"$FINETUNE_FOLDER/command.txt")" "$(quoted fairseq-train "${FINETUNE[@]}")" \
+    "fine-tune again"
 }
 
 # finetune_once LABEL: one fine-tuning to its result: accuracy and F1 on valid after the last epoch, in percent, or a divergence.

@@ -324,6 +324,17 @@ def test_a_larger_grid_fine_tunes_only_what_is_new(tree):
     assert len(tree.finetunings()) == 12 and {command["--seed"] for command in tree.finetunings()[8:]} == {"3"}
 
 
+def test_a_study_copied_to_another_place_goes_on_there(tree):
+    """The folder of the runs and that of the data are elsewhere, named by their full paths: only what is new is fine-tuned."""
+    tree.bert("--only", PRE)
+    (tree.root / "runs" / "bert-smoke").rename(tree.root / "copied")
+    (tree.root / "data").rename(tree.root / "elsewhere")
+    settings = {"RUNS": str(tree.root / "copied"), "DATA": str(tree.root / "elsewhere"), "FINETUNE_SEEDS": "1 2 3"}
+    result = tree.bert("--only", PRE, **settings)
+    assert result.returncode == 0, result.stderr
+    assert [command["--seed"] for command in tree.finetunings()[8:]] == ["3"] * 4
+
+
 def test_a_killed_start_goes_on_with_the_fine_tuning_that_was_under_way(tree):
     """Those with a result are not run again; the one without is."""
     only = ("--only", PRE)
@@ -407,7 +418,7 @@ def test_a_fine_tuning_made_with_other_settings_is_refused(tree):
     (tree.folder() / "done").unlink()
     result = tree.bert("--only", PRE)
     assert result.returncode == 1
-    assert f"{command.parent.name} was made with other settings" in result.stderr.splitlines()[-1]
+    assert f"{command.parent.name} was made with other settings (there: --compute-dtype bf" in result.stderr.splitlines()[-1]
     assert (command.parent / "result.tsv").is_file()
 
 

@@ -7,6 +7,7 @@ fairseq-preprocess, fairseq-train, fairseq-generate and fairseq-ln first on PATH
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -705,7 +706,44 @@ def test_a_run_folder_made_with_other_settings_is_refused_by_naming_the_two(fini
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
     assert "there: --compute-dtype float32; now: --compute-dtype bfloat16" in message
+    assert "set COMPUTE_DTYPE=float32 to go on" in message
     assert "delete runs/iwslt14-smoke/iwslt14-pre-adam-lr5e-4-step/seed1" in message
+
+
+def on_another_machine(tree, **changes):
+    """Rewrite the finished run's command as if these flags had been others where it was trained."""
+    path = tree.folder() / "command.txt"
+    command = path.read_text()
+    for flag, value in changes.items():
+        command = re.sub(rf"(--{flag.replace('_', '-')}) \S+", rf"\1 {value}", command)
+    path.write_text(command)
+
+
+def test_a_run_trained_on_another_machine_is_scored_here(tree):
+    """In bfloat16, by two workers of 256 tokens and two micro-batches: nothing says that it must be so here."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train")
+    on_another_machine(tree, compute_dtype="bfloat16", max_tokens="256", update_freq="2", distributed_world_size="2")
+    result = tree.only()
+    assert result.returncode == 0, result.stderr
+    assert (tree.folder() / "done").exists() and len(tree.calls("fairseq-train")) == 1
+
+
+def test_a_run_trained_with_another_batch_is_refused_on_any_machine(tree):
+    """512 tokens an update are not 1,024."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train")
+    on_another_machine(tree, max_tokens="256", update_freq="2")
+    result = tree.only()
+    assert result.returncode == 1 and not tree.calls("fairseq-generate")
+    assert "there: --max-tokens 512; now: --max-tokens 1024" in result.stderr.splitlines()[-1]
+
+
+def test_a_run_half_trained_on_another_machine_is_refused_and_the_setting_to_go_on_is_named(tree):
+    """Its other half would be in another type."""
+    tree.only(TRAIN_MODE="fails")
+    on_another_machine(tree, compute_dtype="bfloat16")
+    result = tree.only()
+    assert result.returncode == 1
+    assert "set COMPUTE_DTYPE=bfloat16 to go on, or delete" in result.stderr.splitlines()[-1]
 
 
 def test_a_changed_dictionary_is_refused_before_decoding(tree):
