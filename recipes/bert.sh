@@ -20,8 +20,6 @@
 # Expect: the paper: Pre-LN without warm-up has Post-LN's loss of 700k updates after 500k, and is ahead on MRPC and RTE on the way;
 #         Post-LN at Pre-LN's rate diverges. Ours at CPU size: results/bert-cpu
 set -euo pipefail
-case ${TEXT:-} in '' | /*) ;; *) TEXT=$PWD/$TEXT ;; esac
-case ${GLUE:-} in '' | /*) ;; *) GLUE=$PWD/$GLUE ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=recipes/common.sh
 . recipes/common.sh

@@ -33,7 +33,8 @@ SRC=de TGT=en                                                   # what a dry run
 # -- Settings from outside --
 # MAX_EPOCH (another bound on the epochs than the preset's), MAX_UPDATE (a bound on the updates), COMPUTE_DTYPE (float32, bfloat16,
 # or auto: what is faster here; default: the preset's), SEEDS ("1 2 3"), JOBS (runs trained at a time, each with its share of the
-# cores, or a GPU each; default 1), DATA (folder of the corpora; default data), RUNS (folder of the study's runs).
+# cores, or a GPU each; default 1), DATA (folder of the corpora; default data, in the repository), RUNS (folder of the study's runs).
+# Relative paths are the caller's.
 # LAUNCH (a prefix such as "torchrun --nproc_per_node 4", or for several machines one that starts processes on all of them, such as
 # "srun --nodes 2 --ntasks-per-node 8") with WORKERS (how many processes that starts), and UPDATE_FREQ (micro-batches an update;
 # default: as many as the preset's worker_tokens needs): an update keeps the preset's tokens, divided by WORKERS x UPDATE_FREQ.
@@ -47,12 +48,21 @@ AVERAGE=${AVERAGE:-}
 MAX_EPOCH=${MAX_EPOCH:-}
 MAX_UPDATE=${MAX_UPDATE:-}
 COMPUTE_DTYPE=${COMPUTE_DTYPE:-}
+# from_caller NAME...: relative paths in these settings are the caller's; recipes go to the repository root first.
+CALLED_FROM=$OLDPWD
+from_caller() {
+  local name
+  [[ $CALLED_FROM != "$PWD" ]] || return 0
+  for name; do
+    case ${!name:-} in '' | /* | *://*) ;; *) printf -v "$name" %s "$CALLED_FROM/${!name}" ;; esac
+  done
+}
+from_caller DATA RUNS IWSLT14 WMT14 TEXT GLUE
 DATA=${DATA:-data}
 
 FIGURE=                   # recipes with figures set a default
 PRESETS=                  # the study whose presets a recipe takes, if not its own
 declare -A FLAGS=()       # a recipe's own flags --NAME, with their defaults
-CALLED_FROM=$OLDPWD       # recipes go to the repository root first
 UNIT=epoch                # what LENGTH, the most that a run is trained, counts: epoch or update
 RECIPE=$(basename "$0" .sh)
 USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
@@ -303,7 +313,6 @@ find_source() {
       ;;
     *://*) SOURCE=(--download "$value") ;;
     *)
-      [[ $value == /* ]] || value=$CALLED_FROM/$value
       [[ -e $value ]] || die "$1=$value does not exist; give an archive or a folder"
       SOURCE=(--from "$value")
       ;;

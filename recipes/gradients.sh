@@ -16,14 +16,13 @@
 #           LAYERS ("6 8 10 12 14"), SEEDS ("1 2 ... 10"), BATCHES (mini-batches a model, 16), WEIGHT_INIT (xavier_uniform),
 #           OTHER_INITS ("xavier_normal fairseq") with OTHER_SEEDS ("1 2 3"), JOBS (processes that measure at a time, 2),
 #           MAX_UPDATE (of stage 3; default: the run's warm-up), WARMUP_TOKENS (tokens an update of stage 3; default: the preset's),
-#           CHECKPOINT (files to measure in stage 4), COMPUTE_DTYPE, DATA, RUNS
+#           CHECKPOINT (a file to measure in stage 4, or several with spaces between them), COMPUTE_DTYPE, DATA, RUNS
 # Writes: runs/gradients-<preset>/RESULTS.md, figure3.tsv, figure3_trained.tsv, figure3.json, figures, measurements.jsonl
 # Time:   stage 2 with PRESET=paper COMPUTE_DTYPE=bfloat16 about an hour on 2 idle CPU cores, two and a half in float32;
 #         4000 updates of stage 3 about an hour and a half in bfloat16, an hour with WARMUP_TOKENS=512 in float32.
 #         Killed, every stage goes on where it was.
 # Expect: Post-LN's last W2 about 1.6 at every depth in the paper, Pre-LN falling with depth; after warm-up Post-LN very small
 set -euo pipefail
-case ${IWSLT14:-} in '' | /* | *://*) ;; *) IWSLT14=$PWD/$IWSLT14 ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PRESET=${PRESET:-paper}
 JOBS=${JOBS:-2}
@@ -48,7 +47,12 @@ RUNS=${RUNS:-runs/gradients-$PRESET}
 read -r -a LAYER_LIST <<<"$LAYERS"
 read -r -a INIT_LIST <<<"$OTHER_INITS"
 read -r -a OTHER_SEED_LIST <<<"$OTHER_SEEDS"
-read -r -a CHECKPOINT_LIST <<<"${CHECKPOINT:-}"
+CHECKPOINT_LIST=(${CHECKPOINT:+"$CHECKPOINT"})
+from_caller CHECKPOINT_LIST
+if [[ ${CHECKPOINT:-} && ! -f ${CHECKPOINT_LIST[0]} ]]; then # several
+  read -r -a CHECKPOINT_LIST <<<"$CHECKPOINT"
+  for i in "${!CHECKPOINT_LIST[@]}"; do from_caller "CHECKPOINT_LIST[$i]"; done
+fi
 for number in "${LAYER_LIST[@]}" "$BATCHES" ${OTHER_SEED_LIST[@]+"${OTHER_SEED_LIST[@]}"}; do
   is_count "$number" || die "LAYERS, BATCHES and OTHER_SEEDS take whole numbers from 1 on, not '$number'"
 done
@@ -106,7 +110,7 @@ enter_environment
 [[ $DRY_RUN ]] || check_environment
 
 if stage 1; then
-  PRESET=$PRESET DATA=$DATA bash recipes/iwslt14.sh --stop-stage 1 ${DRY_RUN:+--dry-run} || exit 1
+  PRESET=$PRESET bash recipes/iwslt14.sh --stop-stage 1 ${DRY_RUN:+--dry-run} || exit 1
 fi
 ((LAST_STAGE == 1)) || use_corpus
 if stage 2; then

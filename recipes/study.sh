@@ -8,7 +8,8 @@
 #         2=train    the three rows of the study "own" in recipes/runs.tsv
 #         3=score    epochs' checkpoints on 500 valid sentences, the last and the best on the test set
 #         4=report   RESULTS.md, results.tsv, figures
-# Flags: --src LANG, --tgt LANG; --train, --valid, --test PREFIX: raw text PREFIX.LANG, line n of one translating line n of the other;
+# Flags: --src LANG, --tgt LANG; --train, --valid, --test PREFIX: raw text PREFIX.LANG, line n of one translating line n of the other
+#        (all five for stage 1);
 #        --out FOLDER (default runs/own-SRC-TGT): all that is made, to be given again at the next start;
 #        --stage N, --stop-stage N (number or name); --only RUN (may be given several times); --seeds "1 2 3"; --dry-run; --help
 # Settings: PRESET=cpu (default: small model), paper (the paper's IWSLT14 size) or smoke (400 pairs, to try the machinery);
@@ -30,13 +31,14 @@ start "$@"
 SOURCE=()
 for name in src tgt train valid test; do
   value=${FLAGS[$name]}
-  [[ $value ]] || die "--$name is missing; see bash recipes/study.sh --help"
-  [[ $name == src || $name == tgt || $value == /* ]] || value=$CALLED_FROM/$value
+  [[ $value || $FIRST_STAGE -gt 1 ]] || die "--$name is missing; see bash recipes/study.sh --help"
+  [[ $name == src || $name == tgt ]] || from_caller value
   SOURCE+=("--$name" "$value")
 done
-SRC=${FLAGS[src]} TGT=${FLAGS[tgt]}
-RUNS=${FLAGS[out]:-${RUNS:-$PWD/runs/own-$SRC-$TGT$([[ $PRESET == cpu ]] || echo "-$PRESET")}}
-[[ $RUNS == /* ]] || RUNS=$CALLED_FROM/$RUNS
+SRC=${FLAGS[src]} TGT=${FLAGS[tgt]} OUT=${FLAGS[out]}
+from_caller OUT
+[[ ${OUT:-${RUNS:-}} || ($SRC && $TGT) ]] || die "--out is missing: the folder of the study; or give --src and --tgt, as at its start"
+RUNS=${OUT:-${RUNS:-$PWD/runs/own-$SRC-$TGT$([[ $PRESET == cpu ]] || echo "-$PRESET")}}
 CORPUS=$RUNS/corpus
 enter_environment
 

@@ -161,11 +161,11 @@ class Tree:
             "PYTHON": "none",  # a module that is missing ends the recipe in a sentence, and installs nothing
         }
 
-    def run(self, recipe, *arguments, **settings):
-        """Run a recipe; a finished process with its stdout and stderr."""
+    def run(self, recipe, *arguments, cwd=None, **settings):
+        """Run a recipe, from the root or another folder; a finished process with its stdout and stderr."""
         return subprocess.run(
-            ["bash", f"recipes/{recipe}.sh", *arguments],
-            cwd=self.root,
+            ["bash", str(self.root / "recipes" / f"{recipe}.sh") if cwd else f"recipes/{recipe}.sh", *arguments],
+            cwd=cwd or self.root,
             env=self.environment | settings,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -492,7 +492,7 @@ def test_a_study_of_ones_own_text_trains_the_three_runs_into_one_folder(tree):
     result = tree.run("study", *OWN, "--out", "mine", PRESET="smoke")
     assert result.returncode == 0, result.stderr
     corpus = flags(tree.calls("own.py")[0])
-    assert (corpus["--train"], corpus["--test"]) == (str(tree.root / "text/train"), "/else/test")
+    assert (corpus["--train"], corpus["--test"]) == ("text/train", "/else/test")
     commands = [flags(call) for call in tree.calls("fairseq-train")]
     assert [(c["--ln-position"], c["--lr-scheduler"]) for c in commands] == [
         ("post", "warmup_inverse_sqrt"),
@@ -510,6 +510,61 @@ def test_a_study_of_ones_own_text_names_the_flag_that_is_missing(tree):
     result = tree.run("study", *OWN[:-2])
     assert result.returncode == 1 and not tree.calls_log.exists()
     assert "--test is missing" in result.stderr.splitlines()[-1]
+
+
+def test_a_study_goes_on_without_its_raw_text(tree):
+    """--out alone names it; where nothing does, the flag is asked for."""
+    tree.only("study", "own-pre-adam-lr5e-4-step", *OWN, "--out", "mine", "--stop-stage", "train")
+    result = tree.only("study", "own-pre-adam-lr5e-4-step", "--out", "mine", "--stage", "score")
+    assert result.returncode == 0 and (tree.root / "mine" / "RESULTS.md").exists(), result.stderr
+    result = tree.run("study", "--stage", "report")
+    assert result.returncode == 1 and "--out is missing" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Another folder than the repository's root, with a space in its name."""
+    (tmp_path / "else where").mkdir()
+    return tmp_path / "else where"
+
+
+def test_relative_paths_in_settings_are_the_callers(tree, elsewhere):
+    """IWSLT14, DATA and RUNS, by a caller who is somewhere else."""
+    (elsewhere / "text").mkdir()
+    settings = {"PRESET": "smoke", "IWSLT14": "text", "DATA": "my data", "RUNS": "my runs"}
+    result = tree.run("iwslt14", "--only", "iwslt14-pre-adam-lr5e-4-step", cwd=elsewhere, **settings)
+    assert result.returncode == 0, result.stderr
+    assert flags(tree.calls("iwslt14.py")[0])["--from"] == str(elsewhere / "text")
+    assert (elsewhere / "my data" / "iwslt14" / "corpus.json").exists()
+    assert (elsewhere / "my runs" / "RESULTS.md").exists()
+
+
+def test_folders_that_nobody_names_are_the_repositorys(tree, elsewhere):
+    """Wherever the caller is."""
+    result = tree.run("iwslt14", "--only", "iwslt14-pre-adam-lr5e-4-step", cwd=elsewhere, PRESET="smoke")
+    assert result.returncode == 0, result.stderr
+    assert (tree.folder() / "done").exists()
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_text_and_the_folder_of_ones_own_study_are_the_callers(tree, elsewhere):
+    """--train and --out, relative."""
+    result = tree.run("study", *OWN, "--out", "mine", "--stop-stage", "prepare", cwd=elsewhere, PRESET="smoke")
+    assert result.returncode == 0, result.stderr
+    assert flags(tree.calls("own.py")[0])["--train"] == str(elsewhere / "text/train")
+    assert (elsewhere / "mine" / "corpus" / "corpus.json").exists()
+
+
+@pytest.mark.parametrize("names", [["a checkpoint.pt"], ["one.pt", "two.pt"]])
+def test_checkpoints_to_measure_are_the_callers(tree, elsewhere, names):
+    """One whose name has a space, or several."""
+    for name in names:
+        (elsewhere / name).touch()
+    arguments = ("--dry-run", "--stage", "after", "--stop-stage", "after")
+    result = tree.run("gradients", *arguments, cwd=elsewhere, CHECKPOINT=" ".join(names))
+    words = shlex.split(result.stdout)
+    at = words.index("--checkpoint") + 1
+    assert words[at : at + len(names)] == [str(elsewhere / name) for name in names]
 
 
 def test_a_study_copied_to_another_place_goes_on_there(tree):
