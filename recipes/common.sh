@@ -79,6 +79,18 @@ die() {
 # need PROGRAM WHY
 need() { command -v "$1" >/dev/null || die "$1 is missing: $2"; }
 
+# any_python ARGUMENT...: Python, for what needs no more than its own library. A dry run makes no environment, and has what is there.
+any_python() {
+  local program
+  for program in .venv/bin/python python3 python; do
+    if command -v "$program" >/dev/null; then
+      "$program" "$@"
+      return
+    fi
+  done
+  die "there is no python3: install it"
+}
+
 is_count() { [[ $1 =~ ^[1-9][0-9]*$ ]]; }
 
 cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN; }
@@ -331,13 +343,7 @@ make_corpus() {
 corpus_facts() {
   local facts
   [[ -f $CORPUS/corpus.json ]] || die "$CORPUS has no corpus.json; start with stage 1"
-  facts=$(python -c '
-import json, sys
-facts = json.load(open(sys.argv[1], encoding="utf-8"))
-lowercase = "--lowercase" if facts["lowercase"] else ""
-for value in (facts["name"], facts["source_lang"], facts["target_lang"], lowercase, facts.get("note", "")):
-    print(" ".join(value.split()))' "$CORPUS/corpus.json") ||
-    die "$CORPUS/corpus.json cannot be read; delete $CORPUS and start again"
+  facts=$(any_python recipes/facts.py corpus "$CORPUS/corpus.json") || exit 1
   {
     read -r CORPUS_NAME
     read -r SRC
@@ -368,8 +374,7 @@ binarize() {
   fi
   if [[ ! $DRY_RUN ]]; then
     [[ ! -e $BIN ]] || die "$BIN exists and is not this recipe's work; move it away"
-    rm -rf "$work"
-    mkdir -p "$work"
+    work_alone "$work"
     if [[ $BIN != "$CORPUS/bin" ]]; then
       mkdir -p "$work/text/bpe"
       for split in train valid test valid500; do
@@ -409,8 +414,19 @@ binarize() {
   dictionary_hashes "$work" | write "$work/dictionaries.sha256"
   sha256 "$CORPUS/corpus.json" | write "$work/corpus.sha256"
   mv "$work" "$BIN"
+  exec {WORK_LOCK}<&-
   log "wrote $BIN"
   WORKED=yes
+}
+
+# work_alone FOLDER: makes it, empty; no other start works there until this one has closed WORK_LOCK.
+work_alone() {
+  mkdir -p "$1"
+  exec {WORK_LOCK}<"$1"
+  if command -v flock >/dev/null; then
+    flock -n "$WORK_LOCK" || die "$1 is being written by another process (perhaps of a killed start); wait for it, or end it"
+  fi
+  find "$1" -mindepth 1 -delete
 }
 
 dictionary_hashes() { sha256 "$1/dict.$SRC.txt" "$1/dict.$TGT.txt"; }
@@ -712,8 +728,12 @@ unlock_run() { exec {LOCK}>&-; }
 train() {
   local status launch=() message update
   describe "$1" "$2"
+  read -r -a launch <<<"$LAUNCH"
+  # a launcher may want a path
+  launch+=("$(if [[ ! $LAUNCH ]]; then echo fairseq-train; else command -v fairseq-train || echo "$PWD/.venv/bin/fairseq-train"; fi)")
+  launch+=("${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"})
   if [[ $DRY_RUN ]]; then
-    quoted ${LAUNCH:+$LAUNCH} fairseq-train "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"}
+    quoted "${launch[@]}"
     return
   fi
   lock_run
@@ -724,12 +744,9 @@ train() {
     return
   fi
   repair_checkpoints
-  read -r -a launch <<<"$LAUNCH"
-  ((${#launch[@]} == 0)) || launch+=("$(command -v fairseq-train)") # a launcher may want a path
-  ((${#launch[@]} > 0)) || launch=(fairseq-train)
   log "$3: $MAX_TOKENS tokens an update, at most $LENGTH ${UNIT}s; log: $RUN_FOLDER/train.log"
   set +e
-  "${launch[@]}" "${TRAIN[@]}" ${LAUNCH_FLAGS[@]+"${LAUNCH_FLAGS[@]}"} </dev/null 2>&1 |
+  "${launch[@]}" </dev/null 2>&1 |
     tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
   status=${PIPESTATUS[0]} # of fairseq-train
   set -e
@@ -832,21 +849,7 @@ score() {
     return
   fi
   fairseq-ln environment | write "$RUN_FOLDER/scored_with.json" || die "fairseq-ln environment failed"
-  # epoch, updates and validation loss of each epoch that left a checkpoint
-  epochs=$(python - "$RUN_FOLDER" <<'PYTHON'
-import json, math, sys
-from pathlib import Path
-
-run, epochs = Path(sys.argv[1]), {}
-for line in open(run / "train.log", encoding="utf-8", errors="replace"):
-    if "| valid | {" in line:
-        values = json.loads(line[line.index("{") :])
-        epochs[values["epoch"]] = (values["valid_num_updates"], float(values["valid_loss"]))
-for epoch, (updates, loss) in sorted(epochs.items()):
-    if (run / "checkpoints" / f"checkpoint{epoch}.pt").exists():
-        print(epoch, updates, loss if math.isfinite(loss) else 1e9)
-PYTHON
-  ) || die "$RUN_FOLDER/train.log cannot be read"
+  epochs=$(python recipes/epochs.py "$RUN_FOLDER") || exit 1
   if [[ -n $epochs ]]; then
     best=$(sort -k 3,3g -k 1,1n <<<"$epochs" | head -n 1 | cut -d ' ' -f 1)
     last=$(tail -n 1 <<<"$epochs" | cut -d ' ' -f 1)

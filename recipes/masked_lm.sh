@@ -68,13 +68,13 @@ binarize_text() {
     return
   fi
   need fairseq-preprocess "it comes with fairseq"
-  rm -rf "$work"
-  mkdir -p "$work"
+  work_alone "$work"
   "${command[@]}" </dev/null >"$work/output.log" 2>&1 ||
     die "fairseq-preprocess failed ($(tail -n 1 "$work/output.log")); see $work/output.log"
   [[ -s $work/dict.txt && -s $work/valid.bin ]] || die "fairseq-preprocess wrote no dict.txt or valid.bin; see $work/output.log"
   sha256 "$CORPUS/corpus.json" | write "$work/corpus.sha256"
   mv "$work" "$BIN"
+  exec {WORK_LOCK}<&-
   log "wrote $BIN"
   WORKED=yes
 }
@@ -94,11 +94,7 @@ use_text() {
   CORPUS_NAME='' WORDS='' UNIGRAM_LOSS=''
   [[ $DRY_RUN && ! -f $CORPUS/corpus.json ]] && return
   [[ -f $CORPUS/corpus.json && -f $BIN/dict.txt ]] || die "$CORPUS holds no prepared text; start with stage 1"
-  facts=$(python -c '
-import json, sys
-facts = json.load(open(sys.argv[1], encoding="utf-8"))
-print(facts["name"], sum(facts["words"].values()), facts["unigram_loss"], sep="\n")' "$CORPUS/corpus.json") ||
-    die "$CORPUS/corpus.json cannot be read; delete $CORPUS and start again"
+  facts=$(any_python recipes/facts.py text "$CORPUS/corpus.json") || exit 1
   { read -r CORPUS_NAME && read -r WORDS && read -r UNIGRAM_LOSS; } <<<"$facts"
 }
 
@@ -111,13 +107,7 @@ use_tasks() {
     return
   fi
   [[ -f $TASKS_FOLDER/corpus.json ]] || die "$TASKS_FOLDER holds no prepared tasks; give GLUE=PATH"
-  facts=$(python -c '
-import json, sys
-for name, task in json.load(open(sys.argv[1], encoding="utf-8"))["tasks"].items():
-    print(f"{name} train", sum(task["rows"]["train"]), sep="\t")
-    for label, rows in enumerate(task["rows"]["valid"]):
-        print(f"{name} valid {label}", rows, sep="\t")' "$TASKS_FOLDER/corpus.json") ||
-    die "$TASKS_FOLDER/corpus.json cannot be read; delete $TASKS_FOLDER and start again"
+  facts=$(any_python recipes/facts.py tasks "$TASKS_FOLDER/corpus.json") || exit 1
   while IFS=$'\t' read -r name value; do ROWS["$name"]=$value; done <<<"$facts"
 }
 

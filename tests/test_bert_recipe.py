@@ -119,7 +119,10 @@ def printed(tree, preset):
     result = tree.bert("--dry-run", PRESET=preset)
     assert result.returncode == 0, result.stderr
     commands = [flags(line) for line in result.stdout.splitlines() if line.startswith("fairseq-train")]
-    return [c for c in commands if "--restore-file" not in c], [c for c in commands if "--restore-file" in c]
+    trainings, finetunings = ([c for c in commands if ("--restore-file" in c) == wanted] for wanted in (False, True))
+    # three runs; two of them on two tasks
+    assert (len(trainings), len(finetunings)) == (3, 4 * len(presets()[preset]["finetune_updates"])), result.stdout
+    return trainings, finetunings
 
 
 def presets():
