@@ -11,7 +11,7 @@
 # Flags: --stage N, --stop-stage N (number or name); --only RUN (may be given several times); --seeds "1 2 3" (of the pre-training);
 #        --dry-run; --help
 # Settings: TEXT=PATH (a text file with a blank line between documents, a folder of them, WikiText, an archive; default: LibreOffice's
-#           English help from a package registry); GLUE=PATH (folder or archive with MRPC/ and RTE/ in GLUE's tsv, for stage 3);
+#           English help, a Debian or Ubuntu package); GLUE=PATH (folder or archive with MRPC/ and RTE/ in GLUE's tsv, for stage 3);
 #           PRESET=paper (default: BERT base), cpu (6 layers, 128/512; 6,000 updates of 1,024 tokens) or smoke (to try the machinery);
 #           FINETUNE_UPDATES, FINETUNE_BATCH_SIZES, FINETUNE_LRS, FINETUNE_EPOCHS, FINETUNE_SEEDS (lists such as "16 32", instead of
 #           the preset's); DATA, RUNS: folders; all others are at the top of recipes/common.sh. LAUNCH is for the pre-training.

@@ -538,6 +538,20 @@ def test_an_unreached_registry_ends_with_status_3(tmp_path, program):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="package lists are root's")
+@pytest.mark.parametrize(("fails", "calls"), [("no", ["download"] * 2), ("yes", ["download", "update"])])
+def test_package_lists_are_updated_only_after_a_download_that_failed(tmp_path, fails, calls):
+    """And it is said; here they cannot be had either, or what came is no package."""
+    (tmp_path / "apt-get").write_text(
+        f'#!/bin/sh\nfor word; do :; done\ncase "$*" in *download*) echo download >>{tmp_path}/calls; touch "$word"_1.deb ;;\n'
+        f"*) echo update >>{tmp_path}/calls ;; esac\n[ {fails} = no ]\n"
+    )
+    (tmp_path / "apt-get").chmod(0o755)
+    done = call("libreoffice_help.py", "--out", tmp_path / "out", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert (tmp_path / "calls").read_text().split() == calls
+    assert ("running apt-get update" in done.stderr) is (fails == "yes")
+
+
 def test_a_help_folder_without_english_is_refused(tmp_path):
     """Only the German package is unpacked."""
     (tmp_path / "usr/share/libreoffice/help/de").mkdir(parents=True)

@@ -3,9 +3,10 @@
     python recipes/corpora/libreoffice_help.py --out DIR [--pairs N] [--max-words N] [--merges N] [--cache DIR]
 
 `apt-get download` fetches libreoffice-help-de and libreoffice-help-en-us (5 MB, MPL-2.0; nothing is installed, no root
-needed), `dpkg-deb` unpacks them. Paragraphs of the two help trees that carry the same id are translations of each other;
-they are cut into sentences where both sides give as many. The variant for macOS (`<span class="MAC">`) is left out. Valid
-and test are held out by English sentence, by a hash, so the same packages give the same corpus everywhere.
+needed; where that fails, root's `apt-get update` is run and it is tried once more), `dpkg-deb` unpacks them. Paragraphs of
+the two help trees that carry the same id are translations of each other; they are cut into sentences where both sides give as
+many. The variant for macOS (`<span class="MAC">`) is left out. Valid and test are held out by English sentence, by a hash, so
+the same packages give the same corpus everywhere.
 
 Exit status 3: the packages cannot be had here; `grammar.py` makes a corpus without any download.
 
@@ -121,6 +122,7 @@ def download(folder: Path, packages: Sequence[str] = PACKAGES, advice: str = ADV
         command = ("apt-get", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "download", package)
         wrong = call(*command, cwd=folder)
         if wrong and os.geteuid() == 0:  # a fresh container has no package lists, and its user may fetch them
+            parallel_text.say(f"that failed ({wrong}); running apt-get update ...")
             wrong = call("apt-get", "update") or call(*command, cwd=folder)
         if wrong:
             raise parallel_text.CorpusError(f"cannot download {package} ({wrong}); {advice}", NOT_REACHED)
