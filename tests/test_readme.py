@@ -79,6 +79,7 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
         return f"| {row['ratio']['median']:.2f} x the {words} per second, {memory:.2f} x the memory |"
 
     decoding = measured["decoding"]["libreoffice-help, test1"]["ratio"]
+    assert measured["decoding"]["libreoffice-help, test1"]["shards"] == 2
     bleu = measured["decoding"]["libreoffice-help, test1, bfloat16"]["bleu"]
     whole, translating = (decoding[name]["median"] for name in ("wall_seconds", "translated_seconds"))
     expected = [
@@ -86,8 +87,8 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
         training("bert-small-fp32", "tokens"),
         f"| {measured['gradients']['6-6-fp32']['ratio']['median']:.2f} x |",
         f"| {measured['training']['hook-1']['hook']['share']['median']:.1%}".replace("%", " % |"),
-        f"| {whole:.2f} x start included, {translating:.2f} x without |",
-        f"costs {bleu['stock'] - bleu['ours']:.2f} BLEU there ({bleu['ours']:.2f} against {bleu['stock']:.2f})",
+        f"{1 / decoding['peak_gib']['median']:.1f} x the memory | {whole:.2f} x start included, {translating:.2f} x without |",
+        f"cost {bleu['stock'] - bleu['ours']:.2f} BLEU ({bleu['ours']:.2f} against {bleu['stock']:.2f}) in the one pair",
     ]
     assert [cell for cell in expected if cell not in README] == []
 
@@ -135,12 +136,40 @@ def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
 def test_the_training_and_translation_commands_run_as_printed(data_bin, tmp_path):
     """Only the size and the length are cut; everything else is run as the README prints it."""
     block = next(block for block in BLOCKS if block.startswith("fairseq-train"))
+    run = run_printed(block, data_bin, tmp_path)
+    assert len(re.findall(r"^H-\d+", run.stdout, flags=re.MULTILINE)) == 40  # every sentence of the test set
+    assert (tmp_path / "checkpoints/grad_norm.tsv").exists()
+
+
+def test_the_commands_for_a_stock_checkpoint_run_as_printed(data_bin, tmp_path):
+    """A Post-LN model of fairseq's own: trained further, translated as it is and as our model, with the same words."""
+    stock = [
+        "--arch",
+        "transformer_tiny",
+        "--decoder-ffn-embed-dim",
+        "128",
+        "--encoder-ffn-embed-dim",
+        "128",
+        "--max-update",
+        "3",
+    ]
+    more = ["--optimizer", "adam", "--max-tokens", "4096", "--save-dir", tmp_path, "--required-batch-size-multiple", "1"]
+    command = [sys.executable, "-m", "fairseq_cli.train", data_bin, *stock, *more]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=300)
+    (tmp_path / "checkpoint_last.pt").rename(tmp_path / "stock.pt")
+    run = run_printed(next(block for block in BLOCKS if "stock.pt" in block), data_bin, tmp_path)
+    words = [line.split("\t")[2] for line in run.stdout.splitlines() if line.startswith("H-")]
+    assert len(words) == 80 and words[:40] == words[40:]
+    assert (tmp_path / "further/checkpoint_last.pt").exists()
+
+
+def run_printed(block, data_bin, folder):
+    """Run a block of the README in a folder, with a tiny model and few updates; the finished process."""
     block = block.replace("transformer_ln_study_iwslt_de_en", "transformer_ln_study_tiny")
     block = block.replace("--max-epoch 15", "--max-update 3")
     block = block.replace("--user-dir fairseq_lnplugin", f"--user-dir {ROOT / 'fairseq_lnplugin'}")
     for program in ("train", "generate"):
         block = block.replace(f"fairseq-{program} ", f"{sys.executable} -m fairseq_cli.{program} ")
-    run = subprocess.run(["bash", "-ec", f"DATA={data_bin}\n{block}"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(["bash", "-ec", f"DATA={data_bin}\n{block}"], cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(re.findall(r"^H-\d+", run.stdout, flags=re.MULTILINE)) == 40  # every sentence of the test set
-    assert (tmp_path / "checkpoints/grad_norm.tsv").exists()
+    return run
