@@ -561,7 +561,7 @@ claim() {
   if [[ -f $RUN_FOLDER/command.txt ]]; then
     there=$(<"$RUN_FOLDER/command.txt") now=$command
     # what is trained may have been trained on another machine
-    [[ ! -f $RUN_FOLDER/trained ]] || { there=$(any_machine "$there") && now=$(any_machine "$now"); }
+    [[ ! -f $RUN_FOLDER/trained && ! -f $RUN_FOLDER/diverged ]] || { there=$(any_machine "$there") && now=$(any_machine "$now"); }
     need_same_settings "$RUN_FOLDER" "$there" "$now" "train it again, or set RUNS to another folder"
     check_data
     return
