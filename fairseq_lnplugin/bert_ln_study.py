@@ -82,8 +82,9 @@ class BertLNStudyModel(LNStudyModel, RobertaModel):
 
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
-        for layer in encoder.sentence_encoder.layers:  # BERT's start, just made, is every module's
-            WEIGHT_INITS[args.weight_init](layer)
+        layers = encoder.sentence_encoder.layers
+        for number in range(len(layers)):  # by number: iterating is what drops layers under --encoder-layerdrop
+            WEIGHT_INITS[args.weight_init](layers[number])  # BERT's start, just made, is every module's
 
     @staticmethod
     def add_args(parser):

@@ -326,6 +326,17 @@ def test_weights_start_as_the_scheme_says(scheme):
             assert drawn.std().item() == pytest.approx(std, rel=5 / (2 * drawn.numel()) ** 0.5), name
 
 
+@pytest.mark.parametrize("layerdrop", [0.0, 0.9])
+def test_the_scheme_starts_every_layer_also_under_layerdrop(layerdrop):
+    """Xavier's bound sqrt(6 / (64 + 256)) of W1 in each of eight layers, of which training drops nine of ten."""
+    layers = build(
+        "pre", weight_init="xavier_uniform", encoder_layers=8, encoder_layerdrop=layerdrop
+    ).encoder.sentence_encoder.layers
+    bound = (6 / 320) ** 0.5
+    largest = [layers[number].fc1.weight.abs().max().item() for number in range(8)]
+    assert [0.99 * bound < value <= bound for value in largest] == [True] * 8
+
+
 def test_a_norm_is_told_that_there_is_no_decoder(monkeypatch):
     """For arrangements whose factors depend on the depths; layers count from 1."""
     places = []
