@@ -290,6 +290,7 @@ def test_activation_checkpointing_gives_the_same_gradients(position, flag):
     [
         "--fp16 --fp16-no-flatten-grads --fp16-init-scale 4",
         "--fp16 --memory-efficient-fp16 --fp16-init-scale 4",
+        "--fp16 --memory-efficient-fp16 --fp16-init-scale 4 --optimizer fused_adam",
         "--bf16",
         "--bf16 --memory-efficient-bf16",
         "--amp",

@@ -11,7 +11,8 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
-from fairseq_lnplugin.fused_adam import FairseqFusedAdam, FusedAdam
+from fairseq_lnplugin.fused_adam import FairseqFusedAdam, FusedAdam, betas_of
+from fairseq_lnplugin.radam import RAdam
 
 
 def build(kind, weights, **flags):
@@ -53,6 +54,32 @@ def test_twenty_updates_are_fairseqs(flags):
     train(build(FairseqFusedAdam, ours, **flags), ours, 1, 20)
     train(build(FairseqAdam, theirs, **flags), theirs, 1, 20)
     assert_close(ours, theirs)
+
+
+def test_a_weight_without_a_gradient_in_some_updates_is_at_its_own_update():
+    """LayerDrop: fairseq's t is the weight's, and so is the epsilon that belongs to it."""
+    ours, theirs = weights_of(), weights_of()
+    for kind, weights in ((FairseqFusedAdam, ours), (FairseqAdam, theirs)):
+        optimizer = build(kind, weights, adam_eps=1e-3)
+        for update in range(1, 11):
+            for weight, every in zip(weights, (1, 3), strict=True):
+                weight.grad = None if update % every else weight.detach() / 10
+            optimizer.step()
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_have_float32_moments(dtype):
+    """--memory-efficient-fp16: one update is float32's, rounded once."""
+    half = torch.nn.Parameter(torch.linspace(-1, 1, 50).to(dtype))
+    full = torch.nn.Parameter(half.detach().float())
+    half.grad = torch.logspace(-4, 1, 50).to(dtype)
+    full.grad = half.grad.float()
+    optimizers = [FusedAdam([weight], lr=0.01) for weight in (half, full)]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert {optimizers[0].state[half][moment].dtype for moment in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    assert torch.equal(half, full.to(dtype))
 
 
 def test_the_first_update_is_the_closed_form():
@@ -99,6 +126,34 @@ def test_a_flag_that_would_do_nothing_is_refused_in_a_sentence(flag):
     with pytest.raises(SystemExit, match=f"--{flag.replace('_', '-')} is a flag of --optimizer adam") as stop:
         build(FairseqFusedAdam, weights_of(), **{flag: True})
     assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"adam_betas": "0.9"}, "--adam-betas takes two numbers such as '(0.9, 0.98)', but is 0.9"),
+        ({"adam_betas": "(0.9, 1.0)"}, "--adam-betas for fused_adam must lie in [0, 1) and [0, 1), but are 0.9 and 1"),
+        ({"adam_eps": 0.0}, "--adam-eps must be above 0, but is 0"),
+        ({"weight_decay": -0.1}, "--weight-decay must be 0 or more, but is -0.1"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_sentence(flags, sentence):
+    """SystemExit with a text: Python prints it and exits with 1, without a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        build(FairseqFusedAdam, weights_of(), **flags)
+    assert sentence in stop.value.code and "\n" not in stop.value.code
+
+
+def test_betas_are_read_from_text_and_from_numbers():
+    """The command line gives text, a YAML file a list."""
+    assert betas_of("(0.9, 0.98)") == betas_of([0.9, 0.98]) == (0.9, 0.98)
+
+
+def test_the_state_of_radam_is_refused_in_a_sentence():
+    """Its moments would fit, and under fp16 fairseq compares only the wrappers' names."""
+    weights = weights_of()
+    with pytest.raises(SystemExit, match="another optimizer than --optimizer fused_adam; add --reset-optimizer"):
+        build(FairseqFusedAdam, weights).load_state_dict(RAdam(weights).state_dict())
 
 
 # Real training
@@ -152,16 +207,3 @@ def test_a_resumed_run_ends_in_the_weights_of_the_unbroken_one(data_bin, fairseq
     assert "@ 12 updates" in run.log
     ours, theirs = (torch.load(folder / "checkpoint_last.pt")["model"] for folder in (resumed, unbroken))
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
-
-
-def test_a_state_of_fairseqs_adam_goes_on_in_one_kernel():
-    """The adam of fairseq saves no ``fused`` in its groups, and torch would then take its loop over parameters."""
-    parameters = [torch.nn.Parameter(torch.ones(3))]
-    ours = FusedAdam(parameters, 1e-3, (0.9, 0.98), 1e-8, 0.0)
-    parameters[0].grad = torch.ones(3)
-    ours.step()
-    state = ours.state_dict()
-    for group in state["param_groups"]:
-        del group["fused"]
-    ours.load_state_dict(state)
-    assert all(group["fused"] is True for group in ours.param_groups)

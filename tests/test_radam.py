@@ -9,7 +9,7 @@ import pytest
 import torch
 from fairseq.optim import OPTIMIZER_REGISTRY
 
-from fairseq_lnplugin.radam import FairseqRAdam, RAdam, RAdamConfig, betas_of, rho
+from fairseq_lnplugin.radam import FairseqRAdam, RAdam, RAdamConfig, rho
 
 BETAS = (0.9, 0.98)
 
@@ -163,11 +163,6 @@ def test_a_wrong_setting_ends_in_one_sentence(flags, sentence):
     with pytest.raises(SystemExit) as stop:
         FairseqRAdam(config(**flags), [weight_of()])
     assert sentence in stop.value.code and "\n" not in stop.value.code
-
-
-def test_betas_are_read_from_text_and_from_numbers():
-    """The command line gives text, a YAML file a list."""
-    assert betas_of("(0.9, 0.98)") == betas_of([0.9, 0.98]) == (0.9, 0.98)
 
 
 def test_the_state_of_another_optimizer_is_refused_in_a_sentence():
