@@ -5,6 +5,7 @@ state, beam search, sharing, LayerDrop, activation checkpointing, FSDP wrapping)
 *legacy* registration is on purpose: with a dataclass fairseq-train ignores the named sizes.
 """
 
+import hashlib
 import logging
 import textwrap
 from argparse import Namespace
@@ -51,6 +52,11 @@ def wrapped(layer, cfg):
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
+def fingerprint(dictionary):
+    """A hash of a dictionary's types and their order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+
+
 class Stack:
     """What encoder and decoder share: numbered layers, and the arrangement's norm at the end."""
 
@@ -59,6 +65,12 @@ class Stack:
         super().__init__(cfg, *args, **kwargs)
         if self.layer_norm is not None:  # fairseq's own: the arrangement's takes its place
             self.layer_norm = LN_POSITIONS[cfg.ln_position].final_norm(self.layer_norm.normalized_shape[-1])
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        # in torch's own place for what a state is besides tensors: checkpoints keep it and stock fairseq does not look at it
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["types"] = fingerprint(self.dictionary)
 
     def next_layer(self, layer_class, cfg, *args):
         """The layer of fairseq's next call of its factory; layers count from 1."""
@@ -160,22 +172,9 @@ class LNStudyModel:
             SystemExit: the checkpoint is of another LN position, of other dictionaries or of another size.
 
         """
-        prefix, encoder = next(iter(self.stacks().items()))
-        ends_in_norm = f"{prefix}.layer_norm.weight" in state_dict
-        if ends_in_norm != (encoder.layer_norm is not None):
-            raise SystemExit(
-                f"the checkpoint's encoder ends in {'an LN (Pre-LN)' if ends_in_norm else 'no LN (Post-LN)'} and this "
-                f"model is --ln-position {encoder.cfg.ln_position}: give the position that the checkpoint was trained "
-                "with, or another --save-dir"
-            )
         for prefix, stack in self.stacks().items():
-            table = state_dict.get(f"{prefix}.embed_tokens.weight")
-            if table is not None and len(table) != len(stack.dictionary):
-                raise SystemExit(
-                    f"the checkpoint's {short(prefix)} knows {len(table)} types and the data folder's dictionary has "
-                    f"{len(stack.dictionary)}: binarize with the dictionaries of its training (fairseq-preprocess "
-                    "--srcdict, --tgtdict)"
-                )
+            self.refuse_other_position(prefix, stack, state_dict)
+            self.refuse_other_dictionary(prefix, stack, state_dict)
         fused.forget_casts(self)
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)
@@ -183,6 +182,33 @@ class LNStudyModel:
             first = str(error).partition("\n")[2].partition("\n")[0] or str(error)
             first = textwrap.shorten(first, 160, placeholder=" ...")
             raise SystemExit(f"the checkpoint does not fit this model's flags: {first}") from None
+
+    def refuse_other_position(self, prefix, stack, state_dict):
+        """Compare the final norm of a stack with that in a checkpoint; that it is missing tells only beside all of the rest."""
+        ends_in_norm = f"{prefix}.layer_norm.weight" in state_dict
+        rest = (name for name, _ in stack.named_parameters() if not name.startswith("layer_norm."))
+        tells = ends_in_norm or all(f"{prefix}.{name}" in state_dict for name in rest)
+        if tells and ends_in_norm != (stack.layer_norm is not None):
+            raise SystemExit(
+                f"the checkpoint's {short(prefix)} ends in {'an LN (Pre-LN)' if ends_in_norm else 'no LN (Post-LN)'} and this "
+                f"model is --ln-position {stack.cfg.ln_position}: give the position that the checkpoint was trained "
+                "with, or another --save-dir"
+            )
+
+    def refuse_other_dictionary(self, prefix, stack, state_dict):
+        """Compare a stack's dictionary with that of a checkpoint: its size, and its types where the checkpoint tells of them."""
+        table = state_dict.get(f"{prefix}.embed_tokens.weight")
+        trained = getattr(state_dict, "_metadata", {}).get(prefix, {}).get("types")
+        if table is not None and len(table) != len(stack.dictionary):
+            difference = f"knows {len(table)} types and the data folder's dictionary has {len(stack.dictionary)}"
+        elif trained is not None and trained != fingerprint(stack.dictionary):
+            difference = "knows other types, or the same in another order, than the data folder's dictionary has"
+        else:
+            return
+        raise SystemExit(
+            f"the checkpoint's {short(prefix)} {difference}: binarize with the dictionaries of its training "
+            "(fairseq-preprocess --srcdict, --tgtdict)"
+        )
 
     def log_what_was_built(self, args):
         """One line: position, norms, layers, init, compute dtype, parameters; and a warning of batches left out."""

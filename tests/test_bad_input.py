@@ -185,6 +185,50 @@ def test_data_binarized_with_other_dictionaries_is_refused_at_decoding(pre_check
         generate(two_dictionaries, pre_checkpoint, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def other_order(data_bin, tmp_path_factory):
+    """The data folder with dictionaries of the same types in reverse, as another corpus of the same words may have them."""
+    folder = shutil.copytree(data_bin, tmp_path_factory.mktemp("other-order") / "bin")
+    for path in folder.glob("dict.*.txt"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(reversed(lines)), encoding="utf-8")
+    return folder
+
+
+OTHER_TYPES = "the checkpoint's encoder knows other types, or the same in another order, than .*: binarize with the dictionaries"
+
+
+def test_dictionaries_of_the_same_size_that_differ_are_refused_at_decoding(pre_checkpoint, other_order, tmp_path):
+    """Every word would be another one, without a sign of it."""
+    with pytest.raises(SystemExit, match=OTHER_TYPES):
+        generate(other_order, pre_checkpoint, tmp_path)
+
+
+def test_dictionaries_of_the_same_size_that_differ_are_refused_at_a_resume(pre_checkpoint, other_order, tmp_path):
+    """The data folder was made anew, the save directory is the old one."""
+    shutil.copy(pre_checkpoint, tmp_path)
+    with pytest.raises(SystemExit, match=OTHER_TYPES):
+        train(other_order, tmp_path, *PRE, "--max-update", 2)
+
+
+def test_a_checkpoint_that_does_not_tell_its_dictionaries_is_loaded(pre_checkpoint, other_order, tmp_path):
+    """Those of stock fairseq and of earlier versions."""
+    state = torch.load(pre_checkpoint)
+    del state["model"]._metadata
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert load(tmp_path / "checkpoint.pt", other_order)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+@pytest.mark.parametrize("part", ["decoder", "encoder.embed", "encoder.layers.1"])
+def test_a_part_of_a_checkpoint_is_loaded_if_the_rest_may_be_missing(part, position):
+    """strict=False: a stack that is not there does not tell another position."""
+    model, _ = built(ln_position=position)
+    weights = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if name.startswith(part)}
+    model.load_state_dict(dict(weights), strict=False)
+    assert not any(weight.any() for name, weight in model.named_parameters() if name in weights)
+
+
 def test_a_model_that_was_refused_a_checkpoint_keeps_its_weights():
     """Nothing is copied before the sentence."""
     model, _ = built(ln_position="post")
