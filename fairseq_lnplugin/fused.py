@@ -23,18 +23,24 @@ def cast(dtype, *weights):
 
 
 def kept_cast(dtype, *weights):
-    """The same, kept on the first parameter until :func:`forget_casts`: decoding asks for it at every word."""
+    """The same, kept on the first parameter while no parameter changes: decoding asks for it at every word."""
+    made_of = (dtype, *(trace(weight) for weight in weights))
     kept = getattr(weights[0], "_kept_cast", None)
-    if kept is None or kept[0] != (dtype, weights[0].device):
-        kept = (dtype, weights[0].device), cast(dtype, *weights).detach()
+    if kept is None or kept[0] != made_of:
+        kept = made_of, cast(dtype, *weights).detach()
         weights[0]._kept_cast = kept
     return kept[1]
+
+
+def trace(weight):
+    """What tells that a parameter was moved, replaced or changed in place, but for a change through ``.data``."""
+    return weight.device, weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def forget_casts(module):
     """Drop the kept casts of a module's parameters.
 
-    Optimizers change parameters through ``.data``, which leaves no trace on them, so a stack calls this whenever it is turned to
+    Optimizers change parameters through ``.data``, which leaves no :func:`trace`, so a stack calls this whenever it is turned to
     training or to evaluation.
     """
     for parameter in module.parameters():

@@ -285,6 +285,28 @@ def test_a_weight_that_an_optimizer_changed_is_cast_again(mode):
         assert not fused.linear(x, torch.bfloat16, projection).any()
 
 
+CHANGES = {
+    "in place": lambda linear: linear.weight.zero_(),
+    "in a part": lambda linear: linear.weight[1:3].zero_(),
+    "by load_state_dict": lambda linear: linear.load_state_dict({"weight": torch.zeros(4, 4), "bias": torch.ones(4)}),
+    "by another tensor": lambda linear: setattr(linear.weight, "data", torch.zeros(4, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_changed_between_two_batches_of_an_evaluation_is_cast_again(change, which, dtype):
+    """Head ablation, averaging in place, a submodule's load: the products of query, key and value are the new ones."""
+    projections = [torch.nn.Linear(4, 4).eval() for _ in range(3)]
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fused.linear(x, dtype, *projections)
+        CHANGES[change](projections[which])
+        expected = torch.cat([x.to(dtype) @ p.weight.to(dtype).t() + p.bias.to(dtype) for p in projections], dim=1)
+        torch.testing.assert_close(fused.linear(x, dtype, *projections), expected, rtol=2**-7, atol=2**-7)
+
+
 def test_the_loss_sees_a_weight_that_an_optimizer_changed():
     """The output projection is cast anew for every batch, also with gradients."""
     weight, features = torch.nn.Parameter(torch.randn(5, 4)), random(3, 4)
