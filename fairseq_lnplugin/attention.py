@@ -78,11 +78,18 @@ def origin_of(rows, steps, pads):
 
 
 def equal_neighbours(memory, pads):
-    """The largest number N for which a batch is groups of N equal rows side by side, as a search makes them of its beams."""
-    other = (memory[:, 1:] != memory[:, :-1]).any(dim=2).any(dim=0)
-    if pads is not None:
-        other |= (pads[1:] != pads[:-1]).any(dim=1)
-    return math.gcd(memory.size(1), *(other.nonzero().flatten() + 1).tolist())
+    """The largest number N for which a batch is groups of N equal rows side by side, as a search makes them of its beams.
+
+    Found once and kept on ``memory``, about which every layer of a decoder asks.
+    """
+    kept = getattr(memory, "_equal_neighbours", None)
+    if kept is None or kept[0] is not pads:
+        other = (memory[:, 1:] != memory[:, :-1]).any(dim=2).any(dim=0)
+        if pads is not None:
+            other |= (pads[1:] != pads[:-1]).any(dim=1)
+        kept = pads, math.gcd(memory.size(1), *(other.nonzero().flatten() + 1).tolist())
+        memory._equal_neighbours = kept
+    return kept[1]
 
 
 def append_to_history(attention, k, v, key_padding_mask, incremental_state):

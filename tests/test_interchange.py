@@ -15,6 +15,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.models.transformer import TransformerModel
 from test_fairseq_commands import SMOOTHED, TINY, built, load, train, weights_in
 
+from fairseq_lnplugin import fused
 from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
 
 #: The sizes of transformer_ln_study_tiny as flags of stock fairseq.
@@ -128,10 +129,16 @@ def compared(position, padded, criterion, dtype):
 CRITERIA = [LabelSmoothedCrossEntropyCriterion, FusedLabelSmoothedCrossEntropy]
 
 
+@pytest.fixture(params=["kernels", "torch operators"])
+def operators(request, monkeypatch):
+    if request.param == "torch operators":
+        monkeypatch.setattr(fused, "kernels", None)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("position", ["pre", "post"])
-def test_loss_and_every_gradient_equal_stock_fairseqs(position, padded, criterion):
+def test_loss_and_every_gradient_equal_stock_fairseqs(position, padded, criterion, operators):
     """float32: the loss to 1e-6, each gradient to 1e-5 of its norm (key biases: of rounding, 1e-5 in all)."""
     ours, theirs = compared(position, padded, criterion, "float32")
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=0)
