@@ -192,10 +192,9 @@ def takes_attention(q):
 def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weights=False):
     """Multi-head scaled dot-product attention between the projections.
 
-    ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, key_batch, heads, head_dim)``, where ``batch``
-    may be a multiple of ``key_batch`` (beams that share a source); ``key_padding_mask``: bool ``(key_batch, src_len)``, True
-    at pads; ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``p``: the rate of dropout on the probabilities.
-    Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
+    ``q``: ``(tgt_len, batch, heads, head_dim)``; ``k``, ``v``: ``(src_len, batch, heads, head_dim)``; ``key_padding_mask``: bool
+    ``(batch, src_len)``, True at pads; ``attn_mask``: ``(tgt_len, src_len)``, added to the scores; ``p``: the rate of dropout on
+    the probabilities. Returns ``(tgt_len, batch, heads * head_dim)`` in q's dtype and, if asked for, the probabilities
     ``(heads, batch, tgt_len, src_len)``.
     """
     on_kernel = takes_attention(q)
@@ -203,32 +202,22 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weight
         mask = None if attn_mask is None else attn_mask.float().contiguous()
         pads = None if key_padding_mask is None else key_padding_mask.contiguous()
         return _Attention.apply(q, k, v, pads, mask).flatten(2), None
-    tgt_len, batch, num_heads, head_dim = q.shape
-    src_len, key_batch = k.shape[:2]
-    beams = batch // key_batch
-    # beams of one source sit side by side in the batch: let them be rows of one product, so that k and v need no copies
-    q = q.unflatten(1, (key_batch, beams)).permute(1, 3, 2, 0, 4)
-    q = q.reshape(key_batch, num_heads, beams * tgt_len, head_dim)
-    k, v = k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
-    mask = None
-    if attn_mask is not None:
-        mask = attn_mask.to(q.dtype).repeat(beams, 1)
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))
+    mask = None if attn_mask is None else attn_mask.to(q.dtype)
     if key_padding_mask is not None:
         pads = torch.zeros(key_padding_mask.shape, dtype=q.dtype, device=q.device).masked_fill_(key_padding_mask, float("-inf"))
         pads = pads[:, None, None, :]
         mask = pads if mask is None else mask + pads
     weights = None
     if need_weights or (on_kernel and p > 0):  # torch's attention takes its dropout from a generator of one thread
-        scores = (q * head_dim**-0.5) @ k.transpose(-1, -2)
+        scores = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)
         probs = F.softmax(scores if mask is None else scores + mask, dim=-1, dtype=torch.float32)
         out = dropout(probs, p, v.dtype) @ v
         if need_weights:
-            weights = probs.view(key_batch, num_heads, beams, tgt_len, src_len).permute(1, 0, 2, 3, 4)
-            weights = weights.reshape(num_heads, batch, tgt_len, src_len)
+            weights = probs.transpose(0, 1)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    out = out.view(key_batch, num_heads, beams, tgt_len, head_dim).permute(3, 0, 2, 1, 4)
-    return out.reshape(tgt_len, batch, num_heads * head_dim), weights
+    return out.permute(2, 0, 1, 3).flatten(2), weights
 
 
 #: Rows of logits made at a time: 512 x 10,000 types in float32 are 20 MB, which stay in a CPU's last-level cache.

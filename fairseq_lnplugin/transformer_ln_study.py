@@ -137,9 +137,6 @@ class Decoder(Stack, TransformerDecoderBase):
             alignment_heads,
         )
 
-    def set_beam_size(self, beam_size):
-        """Nothing: attention sees by itself which rows share a source, and fairseq forgets to take a beam size back to 1."""
-
     def output_layer(self, features: Tensor):
         """Logits ``(batch, tgt_len, vocab)`` of ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""
         if self.adaptive_softmax is not None:

@@ -19,8 +19,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 #: Relative to the largest entry: rounding of sums in float, and of one result in bfloat16 (8 bits).
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
-#: (tgt_len, src_len, beams): only a square takes a causal mask.
-SQUARE, OBLONG = [(5, 5, 1), (16, 16, 1), (25, 25, 1)], [(3, 40, 1), (1, 17, 5)]
+#: (tgt_len, src_len): only a square takes a causal mask.
+SQUARE, OBLONG = [(5, 5), (16, 16), (25, 25)], [(3, 40), (1, 17)]
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -62,15 +62,15 @@ def test_layer_norm_of_the_kernel_equals_torchs(width, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["projection", "cache"])
 @pytest.mark.parametrize(
-    ("tgt_len", "src_len", "beams", "masks"),
+    ("tgt_len", "src_len", "masks"),
     [(*lengths, masks) for lengths in SQUARE for masks in ("none", "pads", "causal", "both")]
     + [(*lengths, masks) for lengths in OBLONG for masks in ("none", "pads")],
 )
-def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, beams, masks, layout, dtype, monkeypatch):
-    """softmax(q k^T / sqrt(d) + masks) v with its gradients, for lengths beside a vector's and for beams that share keys."""
-    heads, head_dim, key_batch = 3, 20, 4
-    inputs = [random(tgt_len, key_batch * beams, heads, head_dim, dtype=dtype)]
-    inputs += [random(src_len, key_batch, heads, head_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
+def test_attention_of_the_kernel_equals_torchs(tgt_len, src_len, masks, layout, dtype, monkeypatch):
+    """softmax(q k^T / sqrt(d) + masks) v with its gradients, for lengths beside a vector's."""
+    heads, head_dim, batch = 3, 20, 4
+    inputs = [random(tgt_len, batch, heads, head_dim, dtype=dtype)]
+    inputs += [random(src_len, batch, heads, head_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
     pads = causal = None
     if masks in ("pads", "both"):
         lengths = torch.tensor([src_len, 1, src_len // 2 + 1, src_len])

@@ -304,11 +304,12 @@ struct Layout {
 };
 
 struct Shape {
-  int64_t tgt_len, src_len, key_batch, beams, heads, head_dim, dim, src;  // dim, src: padded head_dim and src_len
+  int64_t tgt_len, src_len, batch, heads, head_dim, dim, src;  // dim, src: padded head_dim and src_len
   Shape(const Tensor& q, const Tensor& k)
-      : tgt_len(q.size(0)), src_len(k.size(0)), key_batch(k.size(1)), beams(q.size(1) / k.size(1)), heads(q.size(2)),
-        head_dim(q.size(3)), dim(padded(q.size(3))), src(padded(k.size(0))) {}
-  int64_t rows() const { return beams * tgt_len; }  // beams of one source are rows of one product
+      : tgt_len(q.size(0)), src_len(k.size(0)), batch(q.size(1)), heads(q.size(2)), head_dim(q.size(3)), dim(padded(q.size(3))),
+        src(padded(k.size(0))) {
+    TORCH_CHECK(k.size(1) == batch, "as many rows of keys as of queries expected");
+  }
 };
 
 // n scaled elements of one row
@@ -320,19 +321,15 @@ inline void copy_scaled(const From* from, To* to, int64_t n, float scale) {
 }
 
 template <typename T>
-void read_rows(const T* p, const Layout& at, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, float* out) {
-  for (int64_t beam = 0; beam < beams; ++beam)
-    for (int64_t t = 0; t < len; ++t)
-      copy_scaled(p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * at.head_stride, out + (beam * len + t) * s.dim,
-                  s.head_dim, scale);
+void read_rows(const T* p, const Layout& at, const Shape& s, int64_t len, int64_t b, int64_t h, float scale, float* out) {
+  for (int64_t t = 0; t < len; ++t)
+    copy_scaled(p + t * at.len_stride + b * at.batch_stride + h * at.head_stride, out + t * s.dim, s.head_dim, scale);
 }
 
 template <typename T>
-void write_rows(const float* from, const Shape& s, int64_t len, int64_t beams, int64_t b, int64_t h, float scale, T* p, const Layout& at) {
-  for (int64_t beam = 0; beam < beams; ++beam)
-    for (int64_t t = 0; t < len; ++t)
-      copy_scaled(from + (beam * len + t) * s.dim, p + t * at.len_stride + (b * beams + beam) * at.batch_stride + h * at.head_stride,
-                  s.head_dim, scale);
+void write_rows(const float* from, const Shape& s, int64_t len, int64_t b, int64_t h, float scale, T* p, const Layout& at) {
+  for (int64_t t = 0; t < len; ++t)
+    copy_scaled(from + t * s.dim, p + t * at.len_stride + b * at.batch_stride + h * at.head_stride, s.head_dim, scale);
 }
 
 void transpose(const float* from, const Shape& s, float* to) {  // (src, dim) to (dim, src)
@@ -361,10 +358,10 @@ void padded_pads(const Shape& s, const bool* pads, float* out) {
 
 // softmax(q k^T + masks) of one sentence and head; q is scaled already
 void probabilities(const Shape& s, const float* q, const float* k_transposed, const float* mask, const float* pads, float* probs) {
-  product(s.rows(), s.src, s.head_dim, q, s.dim, 1, k_transposed, s.src, probs, s.src);
-  for (int64_t r = 0; r < s.rows(); ++r) {
+  product(s.tgt_len, s.src, s.head_dim, q, s.dim, 1, k_transposed, s.src, probs, s.src);
+  for (int64_t r = 0; r < s.tgt_len; ++r) {
     float* p = probs + r * s.src;
-    const float* m = mask + (r % s.tgt_len) * s.src;
+    const float* m = mask + r * s.src;
     Vec tops = Vec{} + kLowest, sums = {};
     for (int64_t j = 0; j < s.src; j += kLanes) {
       const Vec score = load(p + j) + load(m + j) + load(pads + j);
@@ -384,7 +381,7 @@ void probabilities(const Shape& s, const float* q, const float* k_transposed, co
 
 // gradient at the scores, in place: P (slope - its mean under P)
 void softmax_backward(const Shape& s, const float* probs, float* slopes) {
-  for (int64_t r = 0; r < s.rows(); ++r) {
+  for (int64_t r = 0; r < s.tgt_len; ++r) {
     float* slope = slopes + r * s.src;
     const float* p = probs + r * s.src;
     Vec means = {};
@@ -399,7 +396,7 @@ const bool* row_or_null(const std::optional<Tensor>& t, int64_t row) { return t 
 // Sentences and heads are independent: one task each
 template <typename F>
 void for_each_head(const Shape& s, F f) {
-  at::parallel_for(0, s.key_batch * s.heads, 4, [&](int64_t begin, int64_t end) { f(begin, end); });
+  at::parallel_for(0, s.batch * s.heads, 4, [&](int64_t begin, int64_t end) { f(begin, end); });
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& pads,
@@ -414,18 +411,18 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
     const scalar *qp = q.const_data_ptr<scalar>(), *kp = k.const_data_ptr<scalar>(), *vp = v.const_data_ptr<scalar>();
     scalar* op = out.data_ptr<scalar>();
     for_each_head(s, [&](int64_t begin, int64_t end) {
-      std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), kt(s.dim * s.src), vs(s.src * s.dim), probs(s.rows() * s.src),
-          result(s.rows() * s.dim), at_pads(s.src);
+      std::vector<float> qs(s.tgt_len * s.dim), ks(s.src * s.dim), kt(s.dim * s.src), vs(s.src * s.dim), probs(s.tgt_len * s.src),
+          result(s.tgt_len * s.dim), at_pads(s.src);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / s.heads, h = i % s.heads;
-        read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
-        read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
-        read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
+        read_rows(qp, at_q, s, s.tgt_len, b, h, scale, qs.data());
+        read_rows(kp, at_k, s, s.src_len, b, h, 1.f, ks.data());
+        read_rows(vp, at_v, s, s.src_len, b, h, 1.f, vs.data());
         padded_pads(s, row_or_null(pads, b), at_pads.data());
         transpose(ks.data(), s, kt.data());
         probabilities(s, qs.data(), kt.data(), mask.data(), at_pads.data(), probs.data());
-        product(s.rows(), s.dim, s.src_len, probs.data(), s.src, 1, vs.data(), s.dim, result.data(), s.dim);
-        write_rows(result.data(), s, s.tgt_len, s.beams, b, h, 1.f, op, at_out);
+        product(s.tgt_len, s.dim, s.src_len, probs.data(), s.src, 1, vs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.tgt_len, b, h, 1.f, op, at_out);
       }
     });
   })
@@ -529,30 +526,30 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
                  *gp = grad.const_data_ptr<scalar>();
     scalar *gq = grad_q.data_ptr<scalar>(), *gk = grad_k.data_ptr<scalar>(), *gv = grad_v.data_ptr<scalar>();
     for_each_head(s, [&](int64_t begin, int64_t end) {
-      const int64_t long_side = std::max(s.rows(), s.src);
-      std::vector<float> qs(s.rows() * s.dim), ks(s.src * s.dim), vs(s.src * s.dim), transposed(s.dim * s.src), gs(s.rows() * s.dim),
-          probs(s.rows() * s.src), slopes(s.rows() * s.src), result(long_side * s.dim), at_pads(s.src);
+      const int64_t long_side = std::max(s.tgt_len, s.src);
+      std::vector<float> qs(s.tgt_len * s.dim), ks(s.src * s.dim), vs(s.src * s.dim), transposed(s.dim * s.src), gs(s.tgt_len * s.dim),
+          probs(s.tgt_len * s.src), slopes(s.tgt_len * s.src), result(long_side * s.dim), at_pads(s.src);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / s.heads, h = i % s.heads;
-        read_rows(qp, at_q, s, s.tgt_len, s.beams, b, h, scale, qs.data());
-        read_rows(kp, at_k, s, s.src_len, 1, b, h, 1.f, ks.data());
-        read_rows(vp, at_v, s, s.src_len, 1, b, h, 1.f, vs.data());
-        read_rows(gp, at_grad, s, s.tgt_len, s.beams, b, h, 1.f, gs.data());
+        read_rows(qp, at_q, s, s.tgt_len, b, h, scale, qs.data());
+        read_rows(kp, at_k, s, s.src_len, b, h, 1.f, ks.data());
+        read_rows(vp, at_v, s, s.src_len, b, h, 1.f, vs.data());
+        read_rows(gp, at_grad, s, s.tgt_len, b, h, 1.f, gs.data());
         padded_pads(s, row_or_null(pads, b), at_pads.data());
         transpose(ks.data(), s, transposed.data());
         probabilities(s, qs.data(), transposed.data(), mask.data(), at_pads.data(), probs.data());
         // gradient at v: P^T g
-        product(s.src_len, s.dim, s.rows(), probs.data(), 1, s.src, gs.data(), s.dim, result.data(), s.dim);
-        write_rows(result.data(), s, s.src_len, 1, b, h, 1.f, gv, at_gv);
+        product(s.src_len, s.dim, s.tgt_len, probs.data(), 1, s.src, gs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.src_len, b, h, 1.f, gv, at_gv);
         // gradient at the scores: P (g V^T - its mean under P)
         transpose(vs.data(), s, transposed.data());
-        product(s.rows(), s.src, s.head_dim, gs.data(), s.dim, 1, transposed.data(), s.src, slopes.data(), s.src);
+        product(s.tgt_len, s.src, s.head_dim, gs.data(), s.dim, 1, transposed.data(), s.src, slopes.data(), s.src);
         softmax_backward(s, probs.data(), slopes.data());
         // at q (scaled once here) and at k (qs holds the scale already)
-        product(s.rows(), s.dim, s.src_len, slopes.data(), s.src, 1, ks.data(), s.dim, result.data(), s.dim);
-        write_rows(result.data(), s, s.tgt_len, s.beams, b, h, scale, gq, at_gq);
-        product(s.src_len, s.dim, s.rows(), slopes.data(), 1, s.src, qs.data(), s.dim, result.data(), s.dim);
-        write_rows(result.data(), s, s.src_len, 1, b, h, 1.f, gk, at_gk);
+        product(s.tgt_len, s.dim, s.src_len, slopes.data(), s.src, 1, ks.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.tgt_len, b, h, scale, gq, at_gq);
+        product(s.src_len, s.dim, s.tgt_len, slopes.data(), 1, s.src, qs.data(), s.dim, result.data(), s.dim);
+        write_rows(result.data(), s, s.src_len, b, h, 1.f, gk, at_gk);
       }
     });
   })
