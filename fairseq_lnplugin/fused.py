@@ -147,9 +147,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 
 def dropout(y: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     """``dropout_p(y)``, worked out in y's dtype, returned in ``dtype``."""
-    if p > 0 and on_kernels(y):
-        return _Dropout.apply(y, p, dtype)
-    return F.dropout(y, p, p > 0).to(dtype)
+    if torch.jit.is_scripting():
+        return F.dropout(y, p, p > 0).to(dtype)
+    else:
+        if p > 0 and on_kernels(y):
+            return _Dropout.apply(y, p, dtype)
+        return F.dropout(y, p, p > 0).to(dtype)
 
 
 def dropout_add(x: Tensor, y: Tensor, p: float) -> Tensor:
@@ -243,7 +246,10 @@ class _LabelSmoothedNLL(torch.autograd.Function):
             loss[block], nll[block], grad = label_smoothed_rows(logits, target[block], epsilon, smooth, needs_grad)
             if needs_grad:
                 grad_x[block] = grad @ w
-                grad_w += grad.t() @ x[block]
+                if dtype == weight.dtype:
+                    grad_w.addmm_(grad.t(), x[block])  # in place, but of one type only
+                else:
+                    grad_w += grad.t() @ x[block]
         ctx.save_for_backward(grad_x, grad_w)
         ctx.mark_non_differentiable(nll)
         return loss, nll

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fairseq_lnplugin import compat, fused
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
-from fairseq_lnplugin.layers import DecoderLayer, EncoderLayer
+from fairseq_lnplugin.layers import DecoderLayer, Dropout, EncoderLayer
 from fairseq_lnplugin.ln_position import LN_POSITIONS
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
@@ -58,11 +58,12 @@ def fingerprint(dictionary):
 
 
 class Stack:
-    """What encoder and decoder share: numbered layers, and the arrangement's norm at the end."""
+    """What encoder and decoder share: numbered layers, the arrangement's norm at the end, dropout of the embeddings."""
 
     def __init__(self, cfg, *args, **kwargs):
         self.layers_built = 0
         super().__init__(cfg, *args, **kwargs)
+        self.dropout_module = Dropout.in_place_of(self.dropout_module)
         if self.layer_norm is not None:  # fairseq's own: the arrangement's takes its place
             self.layer_norm = LN_POSITIONS[cfg.ln_position].final_norm(self.layer_norm.normalized_shape[-1])
 

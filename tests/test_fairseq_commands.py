@@ -277,7 +277,7 @@ def test_activation_checkpointing_gives_the_same_gradients(position, flag):
     """With dropout on: what is computed again draws the same mask."""
     gradients = []
     for flags in ({}, {flag: True}):
-        model, src = built(ln_position=position, dropout=0.3, attention_dropout=0.1, **flags)
+        model, src = built(ln_position=position, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1, **flags)
         torch.manual_seed(5)
         model.train()(src, torch.tensor([6, 6, 6]), src)[0].logsumexp(-1).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})

@@ -7,11 +7,13 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from reference import logits as reference_logits
 
 from fairseq_lnplugin import attention, fused
+from fairseq_lnplugin.layers import Dropout
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
 DICTIONARY = Dictionary()
@@ -198,3 +200,31 @@ def test_a_flag_that_contradicts_the_position_is_refused_in_one_sentence():
     """--encoder-normalize-before with Post-LN."""
     with pytest.raises(SystemExit, match="--encoder-normalize-before contradicts --ln-position post"):
         build("post", encoder_normalize_before=True)
+
+
+@pytest.mark.skipif(fused.kernels is None, reason="the kernels were not built: no C++ compiler at set-up")
+def test_training_draws_every_dropout_by_the_kernel(sample, monkeypatch):
+    """Of embeddings, branches, activations and attention: torch's operator, many times slower on a CPU, is never called."""
+    model = build("pre", dropout=0.3, attention_dropout=0.1, activation_dropout=0.1).train()
+    monkeypatch.setattr(F, "dropout", None)
+    model(**sample["net_input"])[0].sum().backward()
+
+
+def test_dropout_of_a_module_ends_with_training_unless_it_is_retained():
+    """As fairseq's: its rate within 4 standard errors, the identity in evaluation, --retain-dropout."""
+    module, ones = Dropout(0.3), torch.ones(400, 512)
+    torch.manual_seed(1)
+    share = module.train()(ones).eq(0).float().mean()
+    assert abs(share - 0.3) < 4 * (0.21 / ones.numel()) ** 0.5
+    assert torch.equal(module.eval()(ones), ones)
+    module.make_generation_fast_("", retain_dropout=True)
+    assert module(ones).eq(0).any()
+
+
+@pytest.mark.parametrize("flag", ["dropout", "activation_dropout"])
+def test_a_rate_of_dropout_is_that_of_the_flag(flag):
+    """Embeddings of both stacks, and the FFN's activations of each layer."""
+    model = build("pre", **{flag: 0.3})
+    stacks = (model.encoder, model.decoder)
+    modules = {"dropout": stacks, "activation_dropout": [layer for stack in stacks for layer in stack.layers]}[flag]
+    assert [getattr(module, f"{flag}_module").p for module in modules] == [0.3] * len(modules)
