@@ -34,20 +34,21 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Loss (sum over target tokens, nats), sample size, logging outputs; ``reduce=False``: a value a token."""
-        decoder = model.decoder
+        decoder = getattr(model, "decoder", None)
         projection = getattr(decoder, "output_projection", None)
         if projection is None or getattr(decoder, "adaptive_softmax", None) is not None:
             raise SystemExit(
-                "fused_label_smoothed_cross_entropy needs a plain output projection, and this model has "
-                "an adaptive softmax or none; use --criterion adaptive_loss or label_smoothed_cross_entropy"
+                "fused_label_smoothed_cross_entropy needs a decoder with a plain output projection, and this model has "
+                "an adaptive softmax or none; use the --criterion of the model's task, such as adaptive_loss or masked_lm"
             )
-        features, _ = model(**sample["net_input"], features_only=True)
+        features, extra = model(**sample["net_input"], features_only=True)
+        weight = extra.get("output_weight", [projection.weight])[0]  # evaluation and fairseq's own models give none
         target = sample["target"]
         if self.ignore_prefix_size > 0:
             features, target = features[:, self.ignore_prefix_size :], target[:, self.ignore_prefix_size :]
         rows = target.ne(self.padding_idx)
         dtype = getattr(decoder, "compute_dtype", torch.float32)  # fairseq's own has none
-        loss, nll_loss = fused.label_smoothed_nll(features[rows], projection.weight, target[rows], self.eps, dtype)
+        loss, nll_loss = fused.label_smoothed_nll(features[rows], weight, target[rows], self.eps, dtype)
         if reduce:
             loss, nll_loss = loss.sum(), nll_loss.sum()
         else:

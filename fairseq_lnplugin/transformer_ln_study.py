@@ -112,6 +112,7 @@ class Decoder(Stack, TransformerDecoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
         self.compute_dtype = COMPUTE_DTYPES[cfg.compute_dtype]
+        self.keeps_attention = False
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         """Fairseq's factory."""
@@ -126,10 +127,15 @@ class Decoder(Stack, TransformerDecoderBase):
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
     ):
-        """As fairseq's, but training makes attention probabilities only where ``alignment_layer`` asks for them."""
-        if self.training and alignment_layer is None:
+        """As fairseq's, but training makes attention probabilities only where they are asked for.
+
+        That is by ``alignment_layer``, or by ``--load-alignments``, whose criterion asks for those of the last layer. In training
+        the second result also holds ``output_weight``, for a criterion that multiplies by it: that torch's
+        DistributedDataParallel finds it in use, it has to leave the model by its forward.
+        """
+        if self.training and alignment_layer is None and not self.keeps_attention:
             alignment_layer = -1  # no layer has this index
-        return self.extract_features_scriptable(
+        x, extra = self.extract_features_scriptable(
             prev_output_tokens,
             encoder_out,
             incremental_state,
@@ -137,6 +143,10 @@ class Decoder(Stack, TransformerDecoderBase):
             alignment_layer,
             alignment_heads,
         )
+        if not torch.jit.is_scripting():
+            if self.training and self.adaptive_softmax is None:
+                extra["output_weight"] = [self.output_projection.weight.view_as(self.output_projection.weight)]
+        return x, extra
 
     def output_layer(self, features: Tensor):
         """Logits ``(batch, tgt_len, vocab)`` of ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""
@@ -273,6 +283,7 @@ class TransformerLNStudyModel(LNStudyModel, TransformerModel):
                 "run fairseq-preprocess with --joined-dictionary, or leave the flag out and take another named size"
             )
         model = super().build_model(args, task)
+        model.decoder.keeps_attention = bool(getattr(getattr(task, "cfg", None), "load_alignments", False))
         model.log_what_was_built(args)
         return model
 

@@ -24,11 +24,11 @@ BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
 TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
 
 
-def build(position, **flags):
+def build(position, task=TASK, **flags):
     args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, **{"dropout": 0.0, **flags})
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(7)
-    return TransformerLNStudyModel.build_model(args, TASK)
+    return TransformerLNStudyModel.build_model(args, task)
 
 
 @pytest.fixture
@@ -228,3 +228,15 @@ def test_a_rate_of_dropout_is_that_of_the_flag(flag):
     stacks = (model.encoder, model.decoder)
     modules = {"dropout": stacks, "activation_dropout": [layer for stack in stacks for layer in stack.layers]}[flag]
     assert [getattr(module, f"{flag}_module").p for module in modules] == [0.3] * len(modules)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_training_on_alignments_has_the_attention_that_their_criterion_reads(loaded, sample):
+    """--load-alignments: the mean over heads of the last layer's, as in evaluation; without the flag none is made."""
+    model = build("pre", TASK if not loaded else Namespace(**vars(TASK), cfg=Namespace(load_alignments=True)))
+    trained, evaluated = (model.train(mode)(**sample["net_input"])[1]["attn"][0] for mode in (True, False))
+    if loaded:
+        torch.testing.assert_close(trained, evaluated, rtol=1e-5, atol=1e-6)
+        assert trained.requires_grad and trained.is_contiguous()  # as fairseq's criterion wants it
+    else:
+        assert trained is None

@@ -1,0 +1,66 @@
+"""fused_label_smoothed_cross_entropy.py: under torch's DistributedDataParallel, and models that it cannot train.
+
+That loss, logging and gradients are fairseq's is in test_interchange.py, the arithmetic in test_fused.py.
+"""
+
+import pytest
+import torch
+from test_fairseq_commands import built
+from test_interchange import batch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
+
+
+def gradients(model, wrapped, sample):
+    """Gradients by name after one batch through ``wrapped``, ``model`` or a wrapper of it."""
+    task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
+    loss, _, _ = FusedLabelSmoothedCrossEntropy(task, False, 0.1)(wrapped.train(), sample)
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+class Proxy(torch.nn.Module):
+    """As fairseq's ModuleProxyWrapper: what the wrapper lacks is looked up in the model."""
+
+    def __init__(self, wrapper):
+        super().__init__()
+        self.wrapper = wrapper
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.wrapper.module, name)
+
+    def forward(self, *args, **kwargs):
+        return self.wrapper(*args, **kwargs)
+
+
+@pytest.fixture
+def one_worker(tmp_path):
+    """A group of one process over gloo."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("find_unused", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_torchs_distributed_training_gives_the_same_gradients(tied, find_unused, one_worker):
+    """--ddp-backend pytorch_ddp, with and without --find-unused-parameters: the output's weight is in use."""
+    model, _ = built(ln_position="pre", dropout=0.0, share_decoder_input_output_embed=tied)
+    expected = gradients(model, model, batch(padded=True))
+    model.zero_grad()
+    wrapped = Proxy(DistributedDataParallel(model, find_unused_parameters=find_unused))
+    for name, gradient in gradients(model, wrapped, batch(padded=True)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_model_without_a_decoder_is_refused_in_a_sentence():
+    """The masked-LM encoder has a head of its own and a criterion of its own."""
+    model, _ = built()
+    task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
+    with pytest.raises(SystemExit, match="needs a decoder with a plain output projection, and this model has .* none; use"):
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model.encoder, batch(padded=True))
