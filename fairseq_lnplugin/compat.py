@@ -19,6 +19,13 @@ HOST_WARNINGS = (
 )
 
 
+#: Our classes and fairseq's whose saved states are one, by name.
+SAME_STATE = {"FairseqFusedAdam": "FairseqAdam", "FusedLabelSmoothedCrossEntropy": "LabelSmoothedCrossEntropyCriterion"}
+
+#: What this process has been warned of, so that it is so once.
+warned = set()
+
+
 class FairseqMissingError(ImportError):
     """No usable fairseq in this environment."""
 
@@ -35,6 +42,8 @@ def apply():
     require_fairseq()
     allow_namespace_in_checkpoints()
     name_missing_dictionaries()
+    tell_of_sentences_left_out()
+    let_equal_states_go_on()
     keep_nan_detector_alive()
 
 
@@ -102,6 +111,54 @@ def naming_missing(dictionaries, original):
             raise
 
     return setup_task
+
+
+def tell_of_sentences_left_out():
+    """Warn, once, when fairseq leaves out the last batch because of its size; it does so without a word.
+
+    It may go when fairseq keeps that batch.
+    """
+    from fairseq.data import data_utils
+
+    original = data_utils.batch_by_size
+
+    @functools.wraps(original)
+    def batch_by_size(indices, *args, **kwargs):
+        batches = original(indices, *args, **kwargs)
+        missing = len(indices) - sum(map(len, batches))
+        if missing and "left out" not in warned:
+            warned.add("left out")
+            logger.warning(
+                "fairseq leaves out %d of %d sentences: its last batch, where the size of that is no multiple of "
+                "--required-batch-size-multiple, in training, validation and decoding alike; give 1 to lose no sentence",
+                missing,
+                len(indices),
+            )
+        return batches
+
+    data_utils.batch_by_size = batch_by_size
+
+
+def let_equal_states_go_on():
+    """Let a run that began with adam go on with fused_adam and the other way round; so too the label smoothed criteria.
+
+    fairseq compares names of classes before it loads an optimizer's state. It may go when it compares states.
+    """
+    from fairseq.trainer import Trainer
+
+    original = Trainer._build_optimizer
+
+    @functools.wraps(original)
+    def _build_optimizer(self):
+        original(self)
+        if self._optim_history:  # of the checkpoint that is being loaded; the names are compared next
+            last = self._optim_history[-1]
+            for name, now in (("optimizer_name", self.optimizer), ("criterion_name", self.get_criterion())):
+                ours = type(now).__name__
+                if SAME_STATE.get(ours, ours) == SAME_STATE.get(last[name], last[name]):
+                    last[name] = ours
+
+    Trainer._build_optimizer = _build_optimizer
 
 
 def keep_nan_detector_alive():

@@ -219,7 +219,7 @@ class LNStudyModel:
         )
 
     def log_what_was_built(self, args):
-        """One line: position, norms, layers, init, compute dtype, parameters; and a warning of batches left out."""
+        """One line: position, norms, layers, init, compute dtype, parameters."""
         stacks = {short(prefix): stack for prefix, stack in self.stacks().items()}
 
         def of_each(value):
@@ -237,14 +237,6 @@ class LNStudyModel:
             args.compute_dtype,
             f"{sum(parameter.numel() for parameter in self.parameters()):,}",
         )
-        multiple = getattr(args, "required_batch_size_multiple", 1)
-        if multiple > 1:
-            logger.warning(
-                "fairseq leaves out the last batch where its size is no multiple of %d "
-                "(--required-batch-size-multiple), in training, validation and decoding alike: give 1 to lose no "
-                "sentence",
-                multiple,
-            )
 
 
 def short(prefix):

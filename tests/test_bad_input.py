@@ -16,6 +16,8 @@ from fairseq.models import build_model
 from omegaconf import OmegaConf
 from test_fairseq_commands import SMOOTHED, TINY, built, generate, load, train, weights_in
 
+from fairseq_lnplugin import compat
+
 PRE = ["--ln-position", "pre"]
 
 
@@ -120,13 +122,36 @@ def test_one_embedding_for_two_dictionaries_is_refused(flags, two_dictionaries, 
         train(two_dictionaries, tmp_path, *flags.split())
 
 
-def test_a_required_batch_size_multiple_above_1_is_warned_of(data_bin, tmp_path, caplog):
-    """The default is 8."""
-    train(data_bin, tmp_path, "--no-save", "--max-update", 1, "--required-batch-size-multiple", 8)
-    assert "give 1 to lose no sentence" in caplog.text
-    caplog.clear()
-    train(data_bin, tmp_path, "--no-save", "--max-update", 1)
+def test_sentences_that_fairseq_leaves_out_of_training_are_warned_of(data_bin, tmp_path, caplog, monkeypatch):
+    """The default of --required-batch-size-multiple is 8: 4 of 300 training sentences are over, in batches of 16."""
+    monkeypatch.setattr(compat, "warned", set())
+    flags = ["--no-save", "--max-update", 1, "--batch-size", 16, "--required-batch-size-multiple"]
+    train(data_bin, tmp_path, *flags, 1)
     assert "to lose no sentence" not in caplog.text
+    train(data_bin, tmp_path, *flags, 8)
+    assert "leaves out 4 of 300 sentences" in caplog.text
+    assert caplog.text.count("to lose no sentence") == 1
+
+
+@pytest.mark.parametrize("trained_with, decoded_with, left_out", [(1, 8, 5), (8, 1, 0), (8, 8, 5)])
+def test_sentences_that_fairseq_leaves_out_of_decoding_are_warned_of(
+    trained_with, decoded_with, left_out, text_corpus, data_bin, tmp_path, caplog, monkeypatch
+):
+    """37 sentences in batches of 16: what counts is the flag of fairseq-generate, not that of the checkpoint's training."""
+    for lang in ("de", "en"):
+        lines = (text_corpus / f"test.{lang}").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"test.{lang}").write_text("".join(lines[:37]), encoding="utf-8")
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "de", "--target-lang", "en"]
+    command += ["--srcdict", data_bin / "dict.de.txt", "--tgtdict", data_bin / "dict.en.txt"]
+    command += ["--testpref", tmp_path / "test", "--destdir", tmp_path / "bin"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    train(data_bin, tmp_path, "--max-update", 1, "--required-batch-size-multiple", trained_with)
+    monkeypatch.setattr(compat, "warned", set())
+    caplog.clear()
+    flags = ["--batch-size", 16, "--required-batch-size-multiple", decoded_with]
+    assert len(generate(tmp_path / "bin", tmp_path / "checkpoint_last.pt", tmp_path, *flags)) == 37 - left_out
+    assert (f"leaves out {left_out} of 37 sentences" in caplog.text) == bool(left_out)
+    assert ("to lose no sentence" in caplog.text) == bool(left_out)
 
 
 @pytest.mark.parametrize("multiple, kept", [(1, 37), (8, 32)])

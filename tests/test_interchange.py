@@ -64,6 +64,29 @@ def test_training_that_one_began_goes_on_the_same_in_the_other(beginner, begun, 
             torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+PLAIN = ["--optimizer", "adam", "--criterion", "label_smoothed_cross_entropy"]
+FUSED = ["--optimizer", "fused_adam", "--criterion", "fused_label_smoothed_cross_entropy"]
+
+
+@pytest.mark.parametrize("began, goes_on", [(PLAIN, FUSED), (FUSED, PLAIN)], ids=["to the fused ones", "to fairseq's"])
+def test_a_run_may_change_between_an_optimizer_or_criterion_and_its_fused_twin(began, goes_on, data_bin, tmp_path):
+    """Two updates, resumed for two more with the other names: weights equal to those of an unchanged run to 1e-5."""
+    train(data_bin, tmp_path / "changed", "--dropout", 0, "--max-update", 2, *began)
+    train(data_bin, tmp_path / "changed", "--dropout", 0, "--max-update", 4, *goes_on)
+    train(data_bin, tmp_path / "unchanged", "--dropout", 0, "--max-update", 4, *PLAIN)
+    changed, unchanged = (weights_in(tmp_path / name / "checkpoint_last.pt") for name in ("changed", "unchanged"))
+    for name in unchanged:
+        if not name.endswith("k_proj.bias"):  # see above
+            torch.testing.assert_close(changed[name], unchanged[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_run_may_not_change_to_an_optimizer_of_another_state(data_bin, tmp_path):
+    """From fused_adam to radam fairseq stops, as from adam."""
+    train(data_bin, tmp_path, "--max-update", 1, *FUSED)
+    with pytest.raises(AssertionError, match="Optimizer does not match; please reset the optimizer"):
+        train(data_bin, tmp_path, "--max-update", 2, *FUSED, "--optimizer", "radam")
+
+
 def test_a_stock_checkpoint_can_be_finetuned(begun, data_bin, tmp_path):
     """--finetune-from-model at rate 0: the weights are the stock checkpoint's, to the bit."""
     ours, _, folder = begun
