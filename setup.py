@@ -33,7 +33,7 @@ setup(
     package_data={"fairseq_lnplugin": ["csrc/*"]},
     install_requires=[
         "fairseq-fixed==0.12.3.1",
-        "torch>=2.1",
+        "torch>=2.4",  # is_autocast_enabled(device), add_safe_globals and the fused Adam on the CPU
         "numpy",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",

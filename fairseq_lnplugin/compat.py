@@ -72,8 +72,7 @@ def allow_namespace_in_checkpoints():
     """
     import torch
 
-    if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([argparse.Namespace])
+    torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 def name_missing_dictionaries():
