@@ -246,7 +246,7 @@ class _LabelSmoothedNLL(torch.autograd.Function):
             loss[block], nll[block], grad = label_smoothed_rows(logits, target[block], epsilon, smooth, needs_grad)
             if needs_grad:
                 grad_x[block] = grad @ w
-                if dtype == weight.dtype:
+                if grad.dtype == grad_w.dtype:
                     grad_w.addmm_(grad.t(), x[block])  # in place, but of one type only
                 else:
                     grad_w += grad.t() @ x[block]

@@ -94,7 +94,8 @@ def from_checkpoint(path):
     name = getattr(cfg, "arch", None) or getattr(cfg, "_name", None)
     model = build(cfg, name, *(words_of(state["model"], stack) for stack in ("encoder", "decoder")))
     try:
-        model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
+        # the parameters alone: what a checkpoint tells of its dictionaries is not true of the stand-ins
+        model.load_state_dict(dict(state["model"]), strict=True, model_cfg=cfg)
     except (RuntimeError, SystemExit) as error:  # torch's list of differences, or our models' own sentence
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(
