@@ -104,6 +104,13 @@ def test_tied_embeddings_stay_one_tensor(paths, tmp_path):
     assert len({model[name].data_ptr() for name in names}) == 1
 
 
+def test_the_average_knows_its_dictionaries(paths, tmp_path):
+    """As its parts do, so that another data folder is refused."""
+    average("--out", tmp_path / "mean.pt", *paths)
+    mean, part = (load(path)["model"]._metadata for path in (tmp_path / "mean.pt", paths[0]))
+    assert mean["decoder"]["types"] == part["decoder"]["types"]
+
+
 def test_the_optimizers_state_is_left_out(paths, tmp_path):
     """Adam's moments belong to no average; they are two thirds of a checkpoint."""
     assert "last_optimizer_state" in load(paths[2])
@@ -190,6 +197,13 @@ def test_another_model_is_refused_though_all_shapes_agree(paths, tmp_path, name,
     other = altered(paths[1], tmp_path / "other.pt", setting(name, value))
     told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
     assert f"setting {name} is " in told and str(value) in told and "checkpoint1.pt" in told and "other.pt" in told
+
+
+def test_a_checkpoint_of_another_dictionary_is_refused(paths, tmp_path):
+    """Its rows of the embedding are other words."""
+    other = altered(paths[1], tmp_path / "other.pt", lambda state: state["model"]._metadata["decoder"].update(types="abc"))
+    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
+    assert "setting dictionary of decoder is " in told and "abc in the other" in told
 
 
 def test_other_parameter_names_are_refused(paths, tmp_path):

@@ -9,6 +9,7 @@ out: the result is for decoding, not for further training.
 
 import os
 import re
+from collections import OrderedDict
 
 import torch
 from omegaconf import OmegaConf
@@ -112,6 +113,8 @@ def average(paths):
     means = {name: (sums[name] / len(paths)).to(value.dtype) if name in sums else value for name, value in parameters.items()}
     for name, owner in shared:
         means[name] = means[owner]
+    means = OrderedDict(means)
+    means._metadata = getattr(parameters, "_metadata", {})  # torch's, and which dictionaries the model knows
     extra = {name: value for name, value in state["extra_state"].items() if not name.startswith("ema")}
     return {
         "args": state.get("args"),
@@ -125,11 +128,16 @@ def average(paths):
 
 
 def settings_of(state):
-    """Those of :data:`SETTINGS` that a checkpoint's model has, by name; ``arch`` always."""
+    """Those of :data:`SETTINGS` that a checkpoint's model has, by name, and its dictionaries' hashes; ``arch`` always."""
     model = state["cfg"].model
     values = dict(model.items()) if OmegaConf.is_dict(model) else vars(model)
     settings = {name: values[name] for name in SETTINGS if name in values}
-    return {"arch": values.get("_name"), **settings}
+    dictionaries = {
+        f"dictionary of {stack}": told["types"]
+        for stack, told in getattr(state["model"], "_metadata", {}).items()
+        if "types" in told
+    }
+    return {"arch": values.get("_name"), **settings, **dictionaries}
 
 
 def same_model(path, facts, other_path, other_facts):
