@@ -117,12 +117,15 @@ def tell_of_sentences_left_out():
 
     It may go when fairseq keeps that batch.
     """
+    import numpy
     from fairseq.data import data_utils
 
     original = data_utils.batch_by_size
 
     @functools.wraps(original)
     def batch_by_size(indices, *args, **kwargs):
+        if not isinstance(indices, numpy.ndarray):  # any iterable, as in fairseq, which would use it up
+            indices = numpy.fromiter(indices, dtype=numpy.int64)
         batches = original(indices, *args, **kwargs)
         missing = len(indices) - sum(map(len, batches))
         if missing and "left out" not in warned:

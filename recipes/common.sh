@@ -592,7 +592,7 @@ placeless() {
 }
 
 # any_machine COMMAND: without what the machine decides where no setting does: the type of the products, and how the tokens of an
-# update are shared out.
+# update are shared out, with the lengths in updates that follow from it (batches of several workers are filled a little otherwise).
 any_machine() {
   local command=$1 flag tokens=1
   [[ ! $DTYPE_IS_FREE ]] || command=$(sed 's/ --compute-dtype [a-z0-9]*//' <<<"$command")
@@ -601,7 +601,7 @@ any_machine() {
       [[ $command =~ \ --$flag\ ([0-9]+) ]] || continue
       tokens=$((tokens * BASH_REMATCH[1])) command=${command/"${BASH_REMATCH[0]}"/}
     done
-    command+=" --max-tokens $tokens"
+    command=$(sed -E 's/ --(total|warmup)-updates [0-9]+//g' <<<"$command")" --max-tokens $tokens"
   fi
   echo "$command"
 }
@@ -957,10 +957,11 @@ report() {
   WORKED=yes
 }
 
-# report_inputs: the files of RUNS that say how far each run is, with their sums.
+# report_inputs: the plan and the files of RUNS that say how far each run is, with their sums.
 report_inputs() {
-  (cd "$RUNS" && find . -path '*/seed*/*' \( -name settings.tsv -o -name trained -o -name diverged -o -name 'done' \
-    -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
+  cksum <recipes/runs.tsv
+  (cd "$RUNS" && find . -path '*/seed*/*' \( -name settings.tsv -o -name train.log -o -name trained -o -name diverged \
+    -o -name 'done' -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
 }
 
 # finish: the last line of a recipe.

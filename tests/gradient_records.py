@@ -15,7 +15,7 @@ SHARED = {
 def record(layers, position, seed, norm, delta=0.01, checkpoint=None, weight_init="xavier_uniform", training=None):
     """A measurement; ``norm`` and ``delta`` are numbers, or functions of a row's stack and layer.
 
-    ``checkpoint``: the hash of one after 4000 updates; ``training``: how it was trained.
+    ``checkpoint``: the hash of one after 4000 updates; ``training``: how it was trained, with that warm-up if it is left out.
     """
 
     def value(planted, stack, layer):
@@ -26,7 +26,7 @@ def record(layers, position, seed, norm, delta=0.01, checkpoint=None, weight_ini
         gradients = dict.fromkeys(("expected_gradient", "batch_gradient", "unbiased_gradient"), here)
         return {"stack": stack, "layer": layer, "matrix": name, "weight": 10.0, "adam_first": 2.0, "adam_still": 1.0, **gradients}
 
-    trained = checkpoint and {"updates": 4000, "sha256": checkpoint, "training": training or {}}
+    trained = checkpoint and {"updates": 4000, "sha256": checkpoint, "training": training or {"warmup_updates": 4000}}
     places = [(stack, layer + 1) for stack in ("encoder", "decoder") for layer in range(layers)]
     return {
         "shared": SHARED,

@@ -154,6 +154,12 @@ def test_sentences_that_fairseq_leaves_out_of_decoding_are_warned_of(
     assert ("to lose no sentence" in caplog.text) == bool(left_out)
 
 
+def test_sentences_may_be_any_iterable_as_in_fairseq():
+    """A task of a third party may give a generator, which can be read once."""
+    batches = data_utils.batch_by_size((index for index in range(9)), num_tokens_fn=lambda index: 5, max_sentences=4)
+    assert [list(batch) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
 @pytest.mark.parametrize("multiple, kept", [(1, 37), (8, 32)])
 def test_that_warning_is_true_of_this_fairseq(multiple, kept):
     """37 sentences of equal length in batches of at most 16: the last 5 go missing with 8."""

@@ -132,6 +132,11 @@ def test_a_loss_is_lower_by_a_margin(loss, verdict):
     assert claims.lower(loss, 4.5, 0.5) == verdict
 
 
+def test_no_loss_is_lower_than_none():
+    """Two runs that diverged before their first validation."""
+    assert claims.lower(math.inf, math.inf, 0.5) == FAILS
+
+
 def test_any_loss_is_lower_than_that_of_a_run_that_diverged_at_once():
     """Which has none."""
     assert claims.lower(9.0, math.inf, 0.5) == HOLDS
@@ -392,6 +397,24 @@ def test_a_run_that_diverged_is_set_against_all_of_the_low_rates_epochs(tmp_path
     make(tmp_path, "post-cold", 3, losses=[8.0], diverged="151\tNan\n", **COLD)
     make(tmp_path, "post-low", 3, lr="1e-4", losses=[9.0, 8.5, 4.3], **COLD)
     assert judged(tmp_path)[LOW].verdict == HOLDS
+
+
+def test_a_seed_that_diverged_does_not_cut_the_curve_of_the_others(tmp_path):
+    """Post-LN's second seed ends after 2 of 6 epochs; its best loss is still that of epoch 6."""
+    make(tmp_path, "post-warm", 34, losses=[9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
+    make(tmp_path, "post-warm", 34, losses=[9.0, 8.5], seed=2, diverged="251\tNan\n")
+    make(tmp_path, "pre", 34, losses=[8.0, 7.5, 4.5, 4.0], ln_position="pre", **COLD)
+    claim = judged(tmp_path)[FASTER]
+    assert claim.words == ["post-warm has its best loss, 4.000, in epoch 6; pre reaches it in epoch 4"]
+
+
+def test_a_seed_that_diverged_does_not_lengthen_the_comparison(tmp_path):
+    """The other seed without warm-up has 2 epochs, and the low rate is behind it there."""
+    make(tmp_path, "post-warm", 34, losses=[9.0, 4.0])
+    make(tmp_path, "post-cold", 3, losses=[9.0, 7.0], **COLD)
+    write_run(tmp_path, run="iwslt14-post-cold", seed=2, epochs=[], diverged="51\tNan\n", **COLD)
+    make(tmp_path, "post-low", 3, lr="1e-4", losses=[9.0, 8.0, 4.3], **COLD)
+    assert judged(tmp_path)[LOW].verdict == IN_PART
 
 
 def test_a_low_rate_without_a_gain_is_half_of_the_last_claim(tmp_path):

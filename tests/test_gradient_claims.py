@@ -177,3 +177,12 @@ def test_the_worst_layer_decides_whether_hidden_states_are_bounded(worst, expect
     ]
     assert verdict(records, BOUNDED) == expected
     assert gradient_claims.bounded(records)[0] == ("decoder", 2)
+
+
+@pytest.mark.parametrize("warmup", [None, 1, 4001])
+def test_a_checkpoint_that_is_not_past_its_warm_up_is_not_judged_as_such(warmup):
+    """Trained without one, or for less than it; the checkpoint is of update 4000."""
+    training = {"warmup_updates": warmup}
+    trained = [record(6, "post", seed, 0.1, checkpoint="c" * 16, training=training) for seed in SEEDS]
+    before = [record(6, "post", seed, 2.0) for seed in SEEDS]
+    assert gradient_claims.after_warmup(gradient_tables.grouped([*before, *trained])) == []

@@ -771,6 +771,16 @@ def test_a_run_trained_since_the_report_is_in_the_next_one(tree):
     assert len([call for call in tree.calls("fairseq-ln") if call[0] == "report"]) == 2
 
 
+@pytest.mark.parametrize("changed", ["runs/iwslt14-smoke/iwslt14-pre-adam-lr5e-4-step/seed1/train.log", "recipes/runs.tsv"])
+def test_a_report_is_made_again_when_a_training_went_on_or_the_plan_changed(tree, changed):
+    """Its pages tell of both."""
+    tree.only()
+    path = tree.folder().parents[3] / changed
+    path.write_text(path.read_text() + "# more\n")
+    tree.run("iwslt14", "--stage", "report", PRESET="smoke")
+    assert len([call for call in tree.calls("fairseq-ln") if call[0] == "report"]) == 2
+
+
 def test_a_run_that_was_deleted_is_not_in_the_next_report(tree):
     """Its folder is gone."""
     tree.only()
@@ -807,6 +817,16 @@ def test_a_run_trained_on_another_machine_is_scored_here(tree):
     result = tree.only()
     assert result.returncode == 0, result.stderr
     assert (tree.folder() / "done").exists() and len(tree.calls("fairseq-train")) == 1
+
+
+def test_lengths_in_updates_may_differ_by_what_several_workers_make_of_them(tree):
+    """Their batches are filled a little otherwise, so that RAdam's linear decay ends some updates earlier."""
+    tree.only("iwslt14", "iwslt14-pre-radam-lr5e-4-linear", "--stop-stage", "train")
+    path = tree.folder("iwslt14-pre-radam-lr5e-4-linear") / "command.txt"
+    command, count = re.subn(r"--total-updates \d+", "--total-updates 9", path.read_text())
+    path.write_text(command)
+    result = tree.only("iwslt14", "iwslt14-pre-radam-lr5e-4-linear")
+    assert count == 1 and result.returncode == 0, result.stderr
 
 
 def test_a_run_trained_with_another_batch_is_refused_on_any_machine(tree):

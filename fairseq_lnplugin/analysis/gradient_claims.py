@@ -111,11 +111,12 @@ def over_layers(groups, position, low, high):
 
 
 def after_warmup(groups):
-    """Post-LN's checkpoints, layer by layer against the same model before training."""
+    """Post-LN's checkpoints after their warm-up, layer by layer against the same model before training."""
     findings = []
     for group, records in tables.trained(groups).items():
         before = groups.get(group._replace(checkpoint=None, updates=None))
-        if group.ln_position != "post" or before is None:
+        warmup = records[0]["unit"]["checkpoint"]["training"].get("warmup_updates") or 0
+        if group.ln_position != "post" or before is None or not 1 < warmup <= group.updates:
             continue
         verdicts, words = [], []
         for matrix, name in tables.MATRICES.items():

@@ -140,7 +140,7 @@ def markdown(groups, records, facts, drawn):
         f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from {data_words(data)}, "
         f"{sum(map(len, groups.values()))} models in {sum(record['seconds'] for record in records) / 60:.0f} minutes, all "
         f"processes together, on {made['device']}; written at commit {written_at(made)}, torch {made['torch']}. The commands "
-        "with all their arguments stand at the end.",
+        "that measure the same stand at the end.",
         "",
         "Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing "
         f"{shared['label_smoothing']} as in training. *Expected gradient*: element-wise mean over the mini-batches, then the "

@@ -98,7 +98,7 @@ def average(paths):
         CheckpointError: a file cannot be read, or belongs to another model than the first.
 
     """
-    sums, first, shared = {}, None, set()
+    sums, first, shared, dictionaries = {}, None, set(), {}
     for path in paths:
         state = read_checkpoint(path)
         parameters = state["model"]
@@ -106,6 +106,11 @@ def average(paths):
         if first is None:
             first, shared = facts, ties(parameters)
         same_model(paths[0], first, path, facts)
+        for stack, types in dictionaries_of(state).items():
+            if dictionaries.setdefault(stack, types) != types:
+                raise CheckpointError(
+                    f"{path} knows other types in its {stack} than files before; average checkpoints of one run"
+                )
         shared &= ties(parameters)
         for name, parameter in parameters.items():
             if parameter.is_floating_point():
@@ -128,16 +133,17 @@ def average(paths):
 
 
 def settings_of(state):
-    """Those of :data:`SETTINGS` that a checkpoint's model has, by name, and its dictionaries' hashes; ``arch`` always."""
+    """Those of :data:`SETTINGS` that a checkpoint's model has, by name; ``arch`` always."""
     model = state["cfg"].model
     values = dict(model.items()) if OmegaConf.is_dict(model) else vars(model)
     settings = {name: values[name] for name in SETTINGS if name in values}
-    dictionaries = {
-        f"dictionary of {stack}": told["types"]
-        for stack, told in getattr(state["model"], "_metadata", {}).items()
-        if "types" in told
-    }
-    return {"arch": values.get("_name"), **settings, **dictionaries}
+    return {"arch": values.get("_name"), **settings}
+
+
+def dictionaries_of(state):
+    """Hashes of the dictionaries by stack, as far as the checkpoint tells them; those of earlier versions do not."""
+    told = getattr(state["model"], "_metadata", {})
+    return {stack: facts["types"] for stack, facts in told.items() if "types" in facts}
 
 
 def same_model(path, facts, other_path, other_facts):

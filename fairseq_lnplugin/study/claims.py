@@ -115,7 +115,9 @@ def faster(epoch, reference_epoch):
 
 
 def lower(loss, reference, by):
-    """A loss at least ``by`` below the reference; in part: below it at all."""
+    """A loss at least ``by`` below the reference; in part: below it at all. Both may be infinite, where there is none."""
+    if loss == math.inf:
+        return FAILS
     return HOLDS if loss <= reference - by else IN_PART if loss < reference else FAILS
 
 
@@ -242,8 +244,9 @@ def bleu(row):
 
 
 def losses(row):
-    """Validation loss by epoch, means over the used seeds, for the epochs that all of them have."""
-    by_seed = [{epoch.epoch: epoch.valid_loss for epoch in run.epochs} for run in row.used]
+    """Validation loss by epoch, means over the seeds that did not diverge, or all if none, for the epochs that each has."""
+    seeds = [run for run in row.used if not run.diverged] or row.used
+    by_seed = [{epoch.epoch: epoch.valid_loss for epoch in run.epochs} for run in seeds]
     epochs = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
     return {epoch: math.fsum(seed[epoch] for seed in by_seed) / len(by_seed) for epoch in epochs}
 
@@ -433,8 +436,9 @@ def losses_in_words(evidence, row, others):
 
 
 def epochs_of_both(row, other):
-    """How many epochs two runs have both; of one that diverged there are no more to come, so that only the other's count."""
-    return min((max(losses(each), default=0) for each in (row, other) if not each.diverged), default=max(losses(row), default=0))
+    """How many epochs two runs have both; one whose seeds all diverged has no more to come, so that only the other's count."""
+    going_on = [each for each in (row, other) if not all(run.diverged for run in each.used)]
+    return min(max(losses(each), default=0) for each in going_on or [row])
 
 
 def best_loss(row, epochs=math.inf):

@@ -360,10 +360,18 @@ def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
     (folder / "corpus.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_finished(out: Path, arguments: dict) -> bool:
+def strings(value: object) -> list[str]:
+    """An argument of an older corpus.json: one path, several, or none."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bool:
     """Whether `out` already holds this corpus, whole and made with these arguments; refuse to write over anything else.
 
-    What only one of the two knows is not compared: an input that is gone was not read this time.
+    `inputs`: the files and folders to read, by flag, whose contents are among the arguments.
+
+    What only one of the two knows is not compared: an input that is gone was not read this time. Of an input whose content the
+    folder does not tell it may tell the path (folders made by earlier versions), or that there was none.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -375,6 +383,11 @@ def is_finished(out: Path, arguments: dict) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{out / 'corpus.json'} is not what this wrote; delete {out} and run this again") from error
     other = [key for key in arguments if key in made_with and arguments[key] != made_with[key]]
+    for flag, paths in inputs.items():  # of an older folder: the path, or the beginning of several
+        begins = tuple(Path(path).name for path in strings(made_with.get(flag)))
+        if flag in made_with and not all(path.name.startswith(begins) for path in paths):
+            arguments = {**arguments, flag: ", ".join(map(str, paths))}
+            other.append(flag)
     if other:
         key = other[0]
         raise CorpusError(
@@ -439,7 +452,7 @@ def run(
     try:
         there = {flag: paths for flag, paths in read.items() if all(path.exists() for path in paths)}
         arguments |= {f"content of {flag}": content(paths) for flag, paths in there.items()}
-        if is_finished(out, arguments):
+        if is_finished(out, arguments, there):
             say(f"{out} is finished: nothing to do")
             return
         with partial_folder(out) as partial:
