@@ -412,11 +412,7 @@ binarize() {
     [[ -s $work/dict.$lang.txt ]] || die "fairseq-preprocess wrote no dict.$lang.txt; see $work/output.log"
   done
   dictionary_hashes "$work" | write "$work/dictionaries.sha256"
-  sha256 "$CORPUS/corpus.json" | write "$work/corpus.sha256"
-  mv "$work" "$BIN"
-  exec {WORK_LOCK}<&-
-  log "wrote $BIN"
-  WORKED=yes
+  work_is_bin "$work"
 }
 
 # work_alone FOLDER: makes it, empty; no other start works there until this one has closed WORK_LOCK.
@@ -427,6 +423,15 @@ work_alone() {
     flock -n "$WORK_LOCK" || die "$1 is being written by another process (perhaps of a killed start); wait for it, or end it"
   fi
   find "$1" -mindepth 1 -delete
+}
+
+# work_is_bin FOLDER: what was made there of CORPUS becomes BIN.
+work_is_bin() {
+  sha256 "$CORPUS/corpus.json" | write "$1/corpus.sha256"
+  mv "$1" "$BIN"
+  exec {WORK_LOCK}<&-
+  log "wrote $BIN"
+  WORKED=yes
 }
 
 dictionary_hashes() { sha256 "$1/dict.$SRC.txt" "$1/dict.$TGT.txt"; }

@@ -72,11 +72,7 @@ binarize_text() {
   "${command[@]}" </dev/null >"$work/output.log" 2>&1 ||
     die "fairseq-preprocess failed ($(tail -n 1 "$work/output.log")); see $work/output.log"
   [[ -s $work/dict.txt && -s $work/valid.bin ]] || die "fairseq-preprocess wrote no dict.txt or valid.bin; see $work/output.log"
-  sha256 "$CORPUS/corpus.json" | write "$work/corpus.sha256"
-  mv "$work" "$BIN"
-  exec {WORK_LOCK}<&-
-  log "wrote $BIN"
-  WORKED=yes
+  work_is_bin "$work"
 }
 
 # make_tasks: MRPC and RTE in the subwords of BIN's dictionary.

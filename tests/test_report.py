@@ -1,5 +1,6 @@
 """Tests of fairseq_lnplugin/study/{run_folder,tables,plots,page,report,wording}.py: the report of figures 2, 4 and 6."""
 
+import io
 import math
 import re
 import shutil
@@ -842,6 +843,18 @@ def test_a_bound_of_the_paper_is_drawn_as_an_arrow(study):
         "the paper's",
         "the paper's, at best",
     ]
+
+
+def test_an_svg_is_shortened_without_moving_anything(study):
+    """The same numbers in the same order to 0.005 of a point, and the same tags."""
+    figure = loss_and_rate(read_study(study))
+    with plots.look():
+        figure.savefig(plain := io.StringIO(), format="svg", metadata={"Date": None, "Creator": None})
+    files = plain.getvalue(), plots.compact(plain.getvalue())
+    numbers = [[float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", svg)] for svg in files]
+    assert len(numbers[0]) > 1000 and numbers[0] == pytest.approx(numbers[1], abs=0.005 + 1e-9)
+    assert re.findall(r"<[/\w:]+", files[0]) == re.findall(r"<[/\w:]+", files[1])
+    assert len(files[1]) < 0.95 * len(files[0])
 
 
 def test_ours_stands_beside_the_papers_bleu(study):

@@ -2,10 +2,10 @@
 
 import math
 
+from fairseq_lnplugin.analysis.gradient_tables import position_title
 from fairseq_lnplugin.whole_file import replacing
 
 COLOURS = {"post": "#c2410c", "pre": "#1d4ed8"}
-TITLES = {"post": "Post-LN", "pre": "Pre-LN"}
 VERDICT_COLOURS = {"holds": "#15803d", "FAILS": "#b91c1c", "differs": "#d97706", "undecided": "#d97706"}
 MARKERS = {"xavier_uniform": "o", "xavier_normal": "s", "fairseq": "^"}
 
@@ -35,7 +35,7 @@ def gradients(folder, rows):
                 color=COLOURS.get(position, "black"),
                 linestyle="-" if checkpoint is None else ":",
                 marker="o" if checkpoint is None else "x",
-                label=f"{TITLES.get(position, position)}{when}" if stack == "encoder" else None,
+                label=f"{position_title(position)}{when}" if stack == "encoder" else None,
             )
         axis.axvline(fewest + 0.5, color="grey", linewidth=0.7)
         axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
@@ -72,7 +72,7 @@ def gradients(folder, rows):
                 depths, [start * (depth / depths[0]) ** -0.5 for depth in depths], "--", color="grey", label="layers^(-1/2)"
             )
         axis.set_xticks(depths, [f"{depth}-{depth}" for depth in depths])
-        axis.set(title=f"{letter} last decoder W2 before training, {TITLES[position]}", xlabel="layers")
+        axis.set(title=f"{letter} last decoder W2 before training, {position_title(position)}", xlabel="layers")
     for axis in axes.flat:
         axis.set_ylabel("norm of the expected gradient")
         axis.set_ylim(bottom=0)
@@ -93,7 +93,7 @@ def theory(folder, checks):
     for axis, x, name in zip(axes, "Ld", ("number of layers L", "width d"), strict=False):
         for position, _, points in (curve for curve in curves if curve.x == x):
             rows = [{"norm": estimate.value, "low": estimate.low, "high": estimate.high} for estimate in points.values()]
-            errorbar(axis, list(points), rows, color=COLOURS[position], marker="o", label=TITLES[position])
+            errorbar(axis, list(points), rows, color=COLOURS[position], marker="o", label=position_title(position))
             if x == "L" and position == "pre":
                 last = max(points)
                 reference = [points[last].value * (value / last) ** -0.5 for value in points]

@@ -16,6 +16,7 @@ from fairseq import utils
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import expected_gradient, gradient_tables, intervals
+from fairseq_lnplugin.analysis.gradient_tables import position_title as title
 from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
 
 #: As many seeds as the paper has; of a layer they are the independent values.
@@ -186,11 +187,6 @@ class Models:
             shares = of_stack(founds, "hidden", "delta", stack, intervals.share)
             checks.append(of_worst("(0.1, 0.125)-bounded", claim, self.setting, shares, (-math.inf, 0.125), note, strict=False))
         return checks
-
-
-def title(position):
-    """``Post-LN`` for ``post``."""
-    return f"{position.capitalize()}-LN"
 
 
 def of_stack(founds, kind, name, stack, estimate=intervals.mean):

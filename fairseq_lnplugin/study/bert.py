@@ -10,7 +10,7 @@ becomes Markdown.
 import math
 
 from fairseq_lnplugin.study import tables
-from fairseq_lnplugin.study.bert_claims import RULES, claims, signed, speed_up_text, updates_text
+from fairseq_lnplugin.study.bert_claims import RULES, claims, speed_up_text, updates_text
 from fairseq_lnplugin.study.finetuning import (
     RESULT,
     TASKS,
@@ -22,7 +22,17 @@ from fairseq_lnplugin.study.finetuning import (
     majority,
     read_finetunings,
 )
-from fairseq_lnplugin.study.page import Drawing, claim_paragraph, first_command, perplexity, shown, trained_with, values
+from fairseq_lnplugin.study.page import (
+    Drawing,
+    as_warnings,
+    claim_paragraph,
+    first_command,
+    of_every_study,
+    perplexity,
+    shown,
+    trained_with,
+    values,
+)
 from fairseq_lnplugin.study.pretraining import LEARNED, pairs, races, read_pretraining
 from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, grid, interval, named
 
@@ -141,16 +151,7 @@ def warnings(pretrainings, plan):
     unfinished = [named(p.run) for p in pretrainings if not p.run.done]
     if unfinished:
         lines.append(f"**{len(unfinished)} of {count(len(runs), 'run')} not finished**: {', '.join(unfinished)}.")
-    if absent := tables.absent(runs, plan):
-        lines.append(f"**{len(absent)} of {count(len(plan), 'run')} of the plan not trained**: see Missing.")
-    odd = [named(p.run) for p in pretrainings if p.run.diverged and p.position == "pre"]
-    if odd:
-        lines.append(f"**Pre-LN diverged**, which is not expected: {', '.join(odd)}.")
-    for name, what in (("data", "texts"), ("words", "sizes of the text"), ("preset", "presets")):
-        found = distinct(run.settings.get(name) or "unknown" for run in runs)
-        if len(found) > 1:
-            lines.append(f"**Different {what}** ({', '.join(found)}): such runs cannot be compared.")
-    return "\n\n".join(f"> {line}" for line in lines)
+    return as_warnings([*lines, *of_every_study(runs, plan, data="texts", words="sizes of the text", preset="presets")])
 
 
 def not_the_papers(runs):
@@ -274,7 +275,13 @@ def task_section(task, finetunings, worth, drawing):
     if found := leads(task, worth):
         header = ["pre-training updates", "Pre-LN", "Post-LN", "Pre-LN's accuracy less Post-LN's (points)", "remarks"]
         rows = [
-            [f"{lead.pre.updates:,}", lead.pre.short_name, lead.post.short_name, signed(lead.difference), "; ".join(lead.faults)]
+            [
+                f"{lead.pre.updates:,}",
+                lead.pre.short_name,
+                lead.post.short_name,
+                interval(lead.difference, 2, "+"),
+                "; ".join(lead.faults),
+            ]
             for lead in found
         ]
         parts += [grid(header, rows), "The difference is between fine-tunings of equal seeds."]

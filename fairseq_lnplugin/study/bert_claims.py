@@ -3,13 +3,12 @@
 Verdicts have the words of claims.py, where those about translation are.
 """
 
-import math
 from typing import NamedTuple
 
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN, either
 from fairseq_lnplugin.study.finetuning import TASKS, leads
 from fairseq_lnplugin.study.pretraining import LEARNED, pairs, races
-from fairseq_lnplugin.study.wording import distinct, named, position
+from fairseq_lnplugin.study.wording import distinct, interval, named, position
 
 #: "About 40 % faster": a speed-up of at least three quarters of that.
 FASTER = 0.3
@@ -128,7 +127,7 @@ def ahead(task, pretrainings, worth, plan):
     verdict = above_zero([lead.difference for lead in found if not lead.faults])
     words = [
         f"Pre-LN {lead.pre.accuracy.value:.1f} and Post-LN {lead.post.accuracy.value:.1f} after {lead.pre.updates:,} updates, a "
-        f"difference of {signed(lead.difference)}"
+        f"difference of {interval(lead.difference, 2, '+')}"
         for lead in found
     ]
     lacking = lacking_of(pretrainings, plan, lambda settings: figure in settings["figure"].split(","), lambda p: p.run.done)
@@ -206,9 +205,3 @@ def end(p):
 def speed_up_text(race):
     """In percent; at least so much where the first validation has the loss."""
     return f"{'at least ' if race.is_bound else ''}{100 * race.speed_up:.0f} %"
-
-
-def signed(estimate):
-    """``+2.00 (+1.50 to +2.50)``, without the interval where there is none."""
-    ends = "" if math.isnan(estimate.low) else f" ({estimate.low:+.2f} to {estimate.high:+.2f})"
-    return f"{estimate.value:+.2f}{ends}"

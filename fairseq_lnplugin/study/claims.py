@@ -58,11 +58,11 @@ def within(difference, reference):
     return HOLDS if difference <= beside(reference, CLOSE) else IN_PART if difference <= beside(reference, WIDE) else FAILS
 
 
-def far_below(bleu, reference):
-    """At most :data:`FAR` of the reference's BLEU; in part: more than :data:`CLOSE` below it."""
+def far_below(bleu, reference, share=FAR):
+    """At most this share of the reference's BLEU; in part: more than :data:`CLOSE` below it."""
     if reference < LEARNED:
         return UNKNOWN
-    if bleu <= FAR * reference:
+    if bleu <= share * reference:
         return HOLDS
     return IN_PART if bleu < reference - beside(reference, CLOSE) else FAILS
 
@@ -77,12 +77,8 @@ def costs_a_part(bleu, reference):
 
 
 def costs_nearly_all(bleu, reference):
-    """At most :data:`LEFT` of the reference's BLEU; in part: more than :data:`CLOSE` below it."""
-    if reference < LEARNED:
-        return UNKNOWN
-    if bleu <= LEFT * reference:
-        return HOLDS
-    return IN_PART if bleu < reference - beside(reference, CLOSE) else FAILS
+    """:func:`far_below` by another bound: at most :data:`LEFT` is left."""
+    return far_below(bleu, reference, LEFT)
 
 
 def same_level(bleu, reference):
@@ -233,8 +229,8 @@ def start(settings):
 
 def counted(row):
     """The BLEU of each seed of a tables.RunMean that decides: of the finished ones, and 0 of those that diverged unscored."""
-    scores = [score.bleu for run in row.used if (score := run.score(run.best, TEST))]
-    return scores + [0.0 for run in row.diverged if run.done and not (run in row.used and run.score(run.best, TEST))]
+    scores = {run.seed: score.bleu for run in row.used if (score := run.score(run.best, TEST))}
+    return [*scores.values(), *(0.0 for run in row.diverged if run.done and run.seed not in scores)]
 
 
 def bleu(row):

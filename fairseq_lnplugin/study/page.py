@@ -83,15 +83,30 @@ def warnings(runs, plan):
             f"**{len(unfinished)} of {count(len(runs), 'run')} not finished**: {', '.join(unfinished)}. "
             "Their numbers are of the epochs so far."
         )
+    return as_warnings([*lines, *of_every_study(runs, plan, data="corpora", pairs="numbers of training pairs", preset="presets")])
+
+
+def of_every_study(runs, plan, **compared):
+    """What both reports warn of, a text each: rows not trained, Pre-LN that diverged, runs that cannot be compared.
+
+    ``compared``: what the values of a setting are, which have to be one in all runs.
+    """
+    lines = []
     absent = tables.absent(runs, plan)
     if absent:
         lines.append(f"**{len(absent)} of {count(len(plan), 'run')} of the plan not trained**: see Missing.")
     odd = [named(run) for run in runs if run.diverged and run.settings["ln_position"] == "pre"]
     if odd:
         lines.append(f"**Pre-LN diverged**, which is not expected: {', '.join(odd)}.")
-    for name, what in (("data", "corpora"), ("pairs", "numbers of training pairs"), ("preset", "presets")):
-        if len(values(runs, name)) > 1:
-            lines.append(f"**Different {what}** ({', '.join(values(runs, name))}): such runs cannot be compared.")
+    for name, what in compared.items():
+        found = values(runs, name)
+        if len(found) > 1:
+            lines.append(f"**Different {what}** ({', '.join(found)}): such runs cannot be compared.")
+    return lines
+
+
+def as_warnings(lines):
+    """Texts as Markdown that stands out."""
     return "\n\n".join(f"> {line}" for line in lines)
 
 
@@ -142,8 +157,9 @@ def notes(claim, tests):
     p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
     if not p_values:
         return []
-    most = f"p {'up to' if len(set(p_values)) > 1 else '='} {probability(max(p_values))}".replace("= \u2264", "\u2264")
-    return [f"Such a difference by chance: {most} ({count(len(p_values), 'test')})."]
+    worst = max(p_values)
+    relation = "up to " if len(set(p_values)) > 1 else "" if worst <= LEAST_P else "= "
+    return [f"Such a difference by chance: p {relation}{probability(worst)} ({count(len(p_values), 'test')})."]
 
 
 def over_seeds(runs):
@@ -469,8 +485,8 @@ def cost(runs):
 
 
 def values(runs, name):
-    """The different values of a setting, in the runs' order; "unknown" for an empty one."""
-    return distinct(run.settings[name] or "unknown" for run in runs)
+    """The different values of a setting, in the runs' order; "unknown" for an empty one or none."""
+    return distinct(run.settings.get(name) or "unknown" for run in runs)
 
 
 def known(run, name):

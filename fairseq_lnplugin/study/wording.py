@@ -26,12 +26,12 @@ def decimals(value, places):
     return "" if value is None else f"{value:.{places}f}"
 
 
-def interval(estimate, places):
-    """``31.20 (30.90 to 31.50)``, without the interval where there is none; "" for None."""
+def interval(estimate, places, sign=""):
+    """``31.20 (30.90 to 31.50)``, without the interval where there is none; "" for None. ``sign``: "+" for differences."""
     if estimate is None:
         return ""
-    ends = "" if math.isnan(estimate.low) else f" ({estimate.low:.{places}f} to {estimate.high:.{places}f})"
-    return f"{estimate.value:.{places}f}{ends}"
+    value, low, high = (f"{number:{sign}.{places}f}" for number in estimate)
+    return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"
 
 
 def duration(seconds):
