@@ -316,7 +316,7 @@ print(torch.cuda.device_count())' 2>&1) ||
 # find_source NAME HINT: SOURCE, the flags of the corpus script for the setting NAME: a path, or an address to download from.
 find_source() {
   local value=${!1:-}
-  SOURCE=()
+  SOURCE=() SOURCE_NAME=$1
   case $value in
     '')
       [[ -f $CORPUS/corpus.json || $DRY_RUN || $FIRST_STAGE -gt 1 ]] ||
@@ -334,7 +334,8 @@ find_source() {
 # make_corpus SCRIPT FLAG...: CORPUS by a script of recipes/corpora, then BIN.
 make_corpus() {
   if ((${#SOURCE[@]})); then
-    do_or_show python "recipes/corpora/$1" --out "$CORPUS" "${SOURCE[@]}" "${@:2}" || die "$CORPUS could not be made; see above"
+    do_or_show python "recipes/corpora/$1" --out "$CORPUS" "${SOURCE[@]}" "${@:2}" ||
+      die "$CORPUS could not be made from ${SOURCE[1]}; see above, or give $SOURCE_NAME=PATH, an archive or a folder"
   fi
   binarize
 }
@@ -474,6 +475,19 @@ PYTHON
   fi
   batches=$(<"$file")
   echo $((((batches + WORKERS - 1) / WORKERS + UPDATE_FREQ - 1) / UPDATE_FREQ))
+}
+
+# check_lengths: the longest line of train and valid, with its end mark, fits into a worker's share; fairseq would stop, in an epoch.
+check_lengths() {
+  local file=$BIN/longest longest
+  if [[ ! -s $file ]]; then
+    awk '{ if (NF + 1 > most) most = NF + 1 } END { print most }' "$TEXT/bpe/"{train,valid}".$SRC" "$TEXT/bpe/"{train,valid}".$TGT" |
+      write "$file"
+  fi
+  longest=$(<"$file")
+  ((longest <= WORKER_TOKENS)) ||
+    die "a line of $TEXT/bpe has $longest subwords with its end mark, and a worker's share of an update is $WORKER_TOKENS tokens" \
+      "(WORKERS=$WORKERS, UPDATE_FREQ=$UPDATE_FREQ); use fewer workers, a smaller UPDATE_FREQ or a larger preset"
 }
 
 # -- One run --
@@ -712,10 +726,15 @@ progress() { if [[ $UNIT == epoch ]]; then echo "epoch $1 of $LENGTH, update $2"
 
 minutes() { if (($1 < 90)); then echo "$1 s"; else echo "$((($1 + 30) / 60)) min"; fi; }
 
-# divergence: fairseq's message when the end of train.log tells of one; status 1 otherwise.
+# divergence LOG [FROM]: fairseq's message when LOG, from byte FROM on, tells that a training diverged; status 1 otherwise. All of it is
+# searched, for a launcher may print much below its workers' messages. Workers with GPUs compare their gradients' norms first, and
+# call NaN or Inf "inconsistent", with the norms of all ranks.
 divergence() {
-  tail -n 40 "$RUN_FOLDER/train.log" | tr -d '\r' |
-    grep -oE 'FloatingPointError: .*(gradients are Nan/Inf|Minimum loss scale reached).*' | tail -n 1
+  tail -c +$((${2:-0} + 1)) "$1" | tr -d '\r' | awk '
+    match($0, /FloatingPointError: .*(gradients are Nan\/Inf|Minimum loss scale reached).*/) { found = substr($0, RSTART) }
+    match($0, /FloatingPointError: .*gradients are inconsistent between workers/) { differ = substr($0, RSTART, RLENGTH) }
+    differ && /rank +[0-9]+ = -?(nan|inf)/ { found = differ ", of which some are NaN or Inf" }
+    END { if (found) print found; exit !found }'
 }
 
 # lock_run: no other start works on RUN_FOLDER until unlock_run, nor while a fairseq-train of a killed start still does.
@@ -731,8 +750,10 @@ unlock_run() { exec {LOCK}>&-; }
 
 # train RUN SEED LABEL: trains a run to its end, or to its divergence; goes on where a killed one stopped.
 train() {
-  local status launch=() message update
+  local status launch=() message update before=0
   describe "$1" "$2"
+  [[ ${ROW[optimizer]} != radam || ${ROW[decay]} == linear ]] ||
+    log "$3: the paper decays RAdam's rate linearly (section 4), and with another decay Post-LN may not train"
   read -r -a launch <<<"$LAUNCH"
   # a launcher may want a path
   launch+=("$(if [[ ! $LAUNCH ]]; then echo fairseq-train; else command -v fairseq-train || echo "$PWD/.venv/bin/fairseq-train"; fi)")
@@ -750,6 +771,7 @@ train() {
   fi
   repair_checkpoints
   log "$3: $MAX_TOKENS tokens an update, at most $LENGTH ${UNIT}s; log: $RUN_FOLDER/train.log"
+  [[ ! -f $RUN_FOLDER/train.log ]] || before=$(wc -c <"$RUN_FOLDER/train.log")
   set +e
   "${launch[@]}" </dev/null 2>&1 |
     tee -a "$RUN_FOLDER/train.log" | watch_training "$3"
@@ -759,7 +781,7 @@ train() {
     [[ -s $RUN_FOLDER/checkpoints/checkpoint_last.pt ]] ||
       die "fairseq-train wrote no checkpoint for $1, seed $2; see $RUN_FOLDER/train.log"
     date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/trained"
-  elif message=$(divergence); then
+  elif message=$(divergence "$RUN_FOLDER/train.log" "$before"); then
     update=$(grep -F '| train_inner | {' "$RUN_FOLDER/train.log" | tail -n 1)
     update=$(json_field num_updates "$update") || update=0
     printf '%s\t%s\n' "$((update + 1))" "$message" | write "$RUN_FOLDER/diverged"
@@ -820,10 +842,11 @@ scored() {
 # score_one EPOCH UPDATES SUBSET [N]: a row of scores.tsv, unless it is there: of the epoch's checkpoint, or of the average of the
 # N checkpoints up to it.
 score_one() {
-  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out
+  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out began
   [[ -z ${4:-} ]] || name=$3-average$4 checkpoint=average$4.pt
   out=$RUN_FOLDER/decode/epoch$epoch.$name
   ! scored "$RUN_FOLDER" "$name" "$epoch" || return 0
+  began=$SECONDS
   if [[ ${4:-} ]]; then
     fairseq-ln average --out "$RUN_FOLDER/checkpoints/$checkpoint" --last "$4" --dir "$RUN_FOLDER/checkpoints" --up-to "$epoch" \
       >&2 || die "averaging the last $4 checkpoints of $RUN_FOLDER failed"
@@ -832,7 +855,15 @@ score_one() {
   fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} \
     ${SCORING[@]+"${SCORING[@]}"} --subset "$name" --epoch "$epoch" --updates "$updates" --checkpoint "$checkpoint" \
     --out "$RUN_FOLDER/scores.tsv" "$out".shard*.txt >&2 || die "scoring of $out.shard*.txt failed"
+  add_score_seconds $((SECONDS - began))
   [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay
+}
+
+# add_score_seconds N: what scoring has taken so far, over all starts.
+add_score_seconds() {
+  local before=0
+  [[ ! -s $RUN_FOLDER/score_seconds ]] || before=$(<"$RUN_FOLDER/score_seconds")
+  echo $((before + $1)) | write "$RUN_FOLDER/score_seconds"
 }
 
 # score RUN SEED LABEL: each score_interval-th epoch's checkpoint, the last and the best (by validation loss) on valid500; the
@@ -843,6 +874,9 @@ score() {
   if [[ $DRY_RUN ]]; then
     quoted fairseq-generate "$BIN" --user-dir "$USER_DIR" --path "$RUN_FOLDER/checkpoints/checkpointN.pt" --gen-subset test \
       "${DECODING[@]}" "${EVERY_SENTENCE[@]}"
+    quoted fairseq-ln score --reference "$TEXT/test.$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} ${SCORING[@]+"${SCORING[@]}"} \
+      --subset test --epoch N --updates N --checkpoint checkpointN.pt --out "$RUN_FOLDER/scores.tsv" \
+      "$RUN_FOLDER/decode/epochN.test.shard0.txt"
     [[ -z $AVERAGE ]] || quoted fairseq-ln average --out "$RUN_FOLDER/checkpoints/average$AVERAGE.pt" --last "$AVERAGE" \
       --dir "$RUN_FOLDER/checkpoints"
     return
@@ -887,12 +921,14 @@ each_run() {
   todo=$(unfinished "$action")
   [[ $action == score ]] || log "$BATCH"
   if [[ ! $DRY_RUN ]]; then
+    [[ $action == score || ! $TEXT ]] || check_lengths
     [[ $action == score ]] || jobs=$JOBS
     threads $(($(cores) / jobs > 0 ? $(cores) / jobs : 1))
     if ((todo > 0)); then
       check_environment
       WORKED=yes
     fi
+    [[ $action != train ]] || note_chosen
   fi
   for seed in "${SEED_LIST[@]}"; do
     for run in "${RUN_NAMES[@]}"; do
@@ -930,6 +966,18 @@ each_run() {
   [[ -z $failed ]] || die "a run stopped; see above"
 }
 
+# note_chosen: RUNS/chosen has the chosen runs and seeds, beside those of earlier starts: what `fairseq-ln report` takes as wanted.
+note_chosen() {
+  local seed run
+  mkdir -p "$RUNS"
+  {
+    [[ ! -f $RUNS/chosen ]] || cat "$RUNS/chosen"
+    for seed in "${SEED_LIST[@]}"; do
+      for run in "${RUN_NAMES[@]}"; do printf '%s\t%s\n' "$run" "$seed"; done
+    done
+  } | awk '!seen[$0]++' | write "$RUNS/chosen"
+}
+
 # finished ACTION RUN SEED
 finished() {
   local folder=$RUNS/$2/seed$3
@@ -965,7 +1013,7 @@ report() {
 # report_inputs: the plan and the files of RUNS that say how far each run is, with their sums.
 report_inputs() {
   cksum <recipes/runs.tsv
-  (cd "$RUNS" && find . -path '*/seed*/*' \( -name settings.tsv -o -name train.log -o -name trained -o -name diverged \
+  (cd "$RUNS" && { [[ ! -f chosen ]] || cksum chosen; } && find . -path '*/seed*/*' \( -name settings.tsv -o -name train.log -o -name trained -o -name diverged \
     -o -name 'done' -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
 }
 

@@ -267,7 +267,7 @@ finetune_once() {
     found=$(last_valid "$FINETUNE_FOLDER/train.log") ||
       die "fairseq-train ended without accuracy and F1; see $FINETUNE_FOLDER/train.log"
     log "$1: $(tr '\t\n' '  ' <<<"$found")"
-  elif grep -qE 'FloatingPointError: .*(gradients are Nan/Inf|Minimum loss scale reached)' "$FINETUNE_FOLDER/train.log"; then
+  elif divergence "$FINETUNE_FOLDER/train.log" >/dev/null; then
     found=$(printf '%s\t%s\n' accuracy '' f1 '')
     log "$1: diverged; a result, going on"
   else

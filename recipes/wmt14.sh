@@ -11,7 +11,7 @@
 #         4=report   RESULTS.md, results.tsv, figures
 # Flags: --stage N, --stop-stage N (number or name); --only RUN (may be given several times); --seeds "1 2 3"; --dry-run; --help
 # Settings: WMT14=PATH (folder with the official archives or their members, or one archive: see recipes/corpora/wmt14.py) or an address
-#           that has wmt13/ and wmt14/ with the archives, such as http://statmt.org; needed until data/wmt14 is there;
+#           that has wmt13/ and wmt14/ with the archives, such as http://statmt.org; needed until data/wmt14-bpe<merges> is there;
 #           PRESET=paper (default: as printed), cpu (smaller model, 12,000 pairs, 8K BPE, warm-up scaled) or smoke (400 pairs, to try
 #           the machinery);
 #           LAUNCH and WORKERS: 8192 tokens x 16 workers an update are the paper's; with fewer workers UPDATE_FREQ makes up for it;
@@ -34,12 +34,12 @@ BEAM=4 LENPEN=0.6 # of Vaswani et al. 2017, whose base model this is; the paper 
 SCORING=(--compound-split)
 start "$@"
 MERGES=${PRESET_ROW[bpe_merges]}
-CORPUS=$DATA/wmt14${MERGES:+-bpe$MERGES}
+CORPUS=$DATA/wmt14-bpe$MERGES
 RUNS=${RUNS:-runs/wmt14-$PRESET}
 find_source WMT14 "the official archives are below http://statmt.org"
 enter_environment
 
-if stage 1; then make_corpus wmt14.py ${MERGES:+--merges "$MERGES"} --cache "$DATA/wmt14-archives"; fi
+if stage 1; then make_corpus wmt14.py --merges "$MERGES" --cache "$DATA/wmt14-archives"; fi
 ((LAST_STAGE == 1)) || use_corpus
 if stage 2; then each_run train; fi
 if stage 3; then each_run score; fi

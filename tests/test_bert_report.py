@@ -20,13 +20,14 @@ from bert_folders import (
 )
 
 from fairseq_lnplugin import cli
-from fairseq_lnplugin.study import bert
+from fairseq_lnplugin.study import bert, tables
 from fairseq_lnplugin.study.run_folder import read_study
 
 
 def report(study, plan=()):
     """The text of RESULTS.md of a study, and its tables' files."""
-    text, _, files = bert.page(read_study(study), list(plan))
+    runs = read_study(study)
+    text, _, files = bert.page(runs, list(plan), tables.to_go(runs, plan, []))
     return text, files
 
 
@@ -205,7 +206,7 @@ def test_a_study_under_way_is_reported_with_what_there_is(tmp_path):
     """No log yet, no fine-tuning: no figure, and said so."""
     folder = write_run(tmp_path, [], done=False)
     (folder / "train.log").unlink()
-    text, drawings, _ = bert.page(read_study(tmp_path), [])
+    text, drawings, _ = bert.page(read_study(tmp_path), [], [])
     assert f"**1 of 1 run not finished**: {POST} seed 1." in text
     assert drawings == [] and "Nothing to draw yet." in section(text, "Figure 5a")
 

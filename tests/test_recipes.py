@@ -72,7 +72,15 @@ def checkpoint(path):
 """
 
 STAND_IN = """
-# TRAIN_MODE says how a training ends: well (default), diverges, fails, killed, or last (well, after three others).
+# TRAIN_MODE says how a training ends: well (default), diverges (also: scale, workers), fails, killed, or last (well, after three
+# others).
+DIVERGENCES = {{
+    "diverges": "Traceback (most recent call last):\\nFloatingPointError: gradients are Nan/Inf",
+    "scale": "FloatingPointError: Minimum loss scale reached (0.0001). Your loss is probably exploding.",
+    "workers": "[rank1]: FloatingPointError: Fatal error: gradients are inconsistent between workers. Try another.\\n[rank1]: -----\\n"
+    "[rank1]: grad_norm across the workers:\\n[rank1]: rank   0 = nan\\n[rank1]: rank   1 = nan\\n" + "launcher\\n" * 60,
+    "inconsistent": "FloatingPointError: Fatal error: gradients are inconsistent between workers.\\nrank   0 = 1.0\\nrank   1 = 2.0",
+}}
 if name == "fairseq-preprocess":
     out = Path(flag("--destdir"))
     out.mkdir(parents=True, exist_ok=True)
@@ -91,8 +99,8 @@ elif name == "fairseq-train":
     for epoch in range(1, int(flag("--max-epoch")) + 1):
         print('x | INFO | train_inner | {{"epoch": %d, "update": %s, "loss": "9.5", "num_updates": "%d", "lr": "0.0005"}}'
               % (epoch, epoch - 0.5, 10 * epoch - 5), flush=True)
-        if mode == "diverges":
-            print("Traceback (most recent call last):\\nFloatingPointError: gradients are Nan/Inf")
+        if mode in DIVERGENCES:
+            print(DIVERGENCES[mode])
             sys.exit(1)
         if mode == "fails" and epoch == 2:
             print("RuntimeError: no space left on device")
@@ -111,6 +119,7 @@ elif name == "fairseq-ln":
     if arguments[0] == "environment":
         print("{{}}")
     elif arguments[0] == "score":
+        time.sleep(int(os.environ.get("SLOW_SCORE", "0")))
         out = Path(flag("--out"))
         rows = out.read_text() if out.exists() else "epoch\\tupdates\\tsubset\\n"
         out.write_text(rows + "\\t".join((flag("--epoch"), flag("--updates"), flag("--subset"))) + "\\n")
@@ -274,6 +283,17 @@ def test_radam_always_has_linear_decay():
     assert {row["decay"] for row in table("runs.tsv") if row["optimizer"] == "radam"} == {"linear"}
 
 
+def test_radam_with_another_decay_is_warned_of(tree):
+    """O19: a row of one's own; the linear one is passed in silence."""
+    assert "decays RAdam's rate linearly" not in tree.only(run="iwslt14-pre-radam-lr5e-4-linear").stderr
+    plan = tree.root / "recipes" / "runs.tsv"
+    text = plan.read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if "\tiwslt14-pre-radam-lr5e-4-linear\t" in f"\t{line}")
+    plan.write_text(text.replace(row, row.replace("-linear\t", "-held\t").replace("\tlinear\t", "\tnone\t")), encoding="utf-8")
+    result = tree.only(run="iwslt14-pre-radam-lr5e-4-held")
+    assert result.returncode == 0 and "decays RAdam's rate linearly" in result.stderr
+
+
 def test_a_preset_has_no_column_that_says_how_to_train():
     """Presets hold sizes, lengths and the number format."""
     methods = {"ln_position", "optimizer", "lr", "schedule", "decay", "dropout", "label_smoothing"}
@@ -424,6 +444,19 @@ def test_a_dry_run_of_16_workers_prints_the_wmt14_study_of_the_paper(tree):
         ("pre", "7e-4", None, "5", "inverse_sqrt"),
         ("pre", "1.5e-3", None, "5", "inverse_sqrt"),
     ]
+    assert {command["--clip-norm"] for command in commands} == {"0.0"}
+    assert {command["--max-epoch"] for command in commands} == {"15"}  # IWSLT14's; the text has none for WMT14
+
+
+def test_a_dry_run_prints_how_the_wmt14_corpus_is_made_and_scored(tree):
+    """37K joint merges (appendix A.1), and tokenized BLEU with compounds split."""
+    dry_run = tree.run("wmt14", "--dry-run").stdout.splitlines()
+    (corpus,) = (flags(line) for line in dry_run if "recipes/corpora/wmt14.py" in line)
+    assert (corpus["--merges"], corpus["--out"]) == ("37000", "data/wmt14-bpe37000")
+    scores = [flags(line) for line in dry_run if line.startswith("fairseq-ln score")]
+    assert len(scores) == 4
+    for score in scores:
+        assert "--compound-split" in score and "--lowercase" not in score and score["--lang"] == "de"
 
 
 def test_shared_embeddings_and_a_joined_dictionary_go_together(tree):
@@ -860,6 +893,42 @@ def test_a_changed_dictionary_is_refused_before_decoding(tree):
 # -- trainings that do not end well --
 
 
+def test_a_corpus_that_cannot_be_had_ends_with_its_address_and_the_setting_for_a_local_copy(tree):
+    """O12: a dead address; the script has said why."""
+    result = tree.only(NO_CORPUS="iwslt14.py", IWSLT14="http://localhost:9/de-en.tgz")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert "from http://localhost:9/de-en.tgz" in last and "give IWSLT14=PATH" in last
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_line_longer_than_a_workers_share_is_refused_before_training(tree, split):
+    """O28: 1,024 tokens an update; the longest line with its end mark has 1,025."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "prepare")
+    (text,) = tree.root.glob(f"data/iwslt14/bin-*/text/bpe/{split}.en")
+    with open(text, "a", encoding="utf-8") as file:
+        file.write("word " * 1023 + "\n")
+    assert tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train").returncode == 0
+    with open(text, "a", encoding="utf-8") as file:
+        file.write("word " * 1024 + "\n")
+    (text.parents[2] / "longest").unlink()
+    result = tree.only(run="iwslt14-post-adam-lr5e-4-warmup1")
+    assert result.returncode == 1 and len(tree.calls("fairseq-train")) == 1
+    assert "a line of" in result.stderr.splitlines()[-1] and "1025 subwords" in result.stderr.splitlines()[-1]
+
+
+def test_the_seconds_of_scoring_are_kept_and_a_second_start_adds_to_them(tree):
+    """Beside those of the training."""
+    tree.only(SLOW_SCORE="1")
+    seconds = tree.folder() / "score_seconds"
+    first = int(seconds.read_text())
+    assert first >= 3  # two epochs on valid, the last or both on test
+    (tree.folder() / "scores.tsv").unlink()
+    (tree.folder() / "done").unlink()
+    tree.only(SLOW_SCORE="1")
+    assert int(seconds.read_text()) >= first + 3
+
+
 def test_a_diverged_run_is_a_result_and_the_others_go_on(tree):
     """Its folder says after which update, with fairseq's message; all four runs are trained and reported."""
     result = tree.run("iwslt14", PRESET="smoke", TRAIN_MODE="diverges", TRAIN_MODE_ONLY="iwslt14-post-radam-lr5e-4-linear")
@@ -868,6 +937,52 @@ def test_a_diverged_run_is_a_result_and_the_others_go_on(tree):
     folder = tree.folder("iwslt14-post-radam-lr5e-4-linear")
     assert (folder / "diverged").read_text() == "6\tFloatingPointError: gradients are Nan/Inf\n"
     assert (folder / "done").exists() and not (folder / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("scale", "FloatingPointError: Minimum loss scale reached (0.0001). Your loss is probably exploding."),
+        ("workers", "FloatingPointError: Fatal error: gradients are inconsistent between workers, of which some are NaN or Inf"),
+    ],
+)
+def test_a_loss_scale_that_runs_out_and_nan_on_all_workers_are_divergences(tree, mode, message):
+    """O17: fp16's message, and that of several GPUs, below which a launcher prints much more."""
+    result = tree.only(TRAIN_MODE=mode)
+    assert result.returncode == 0, result.stderr
+    assert (tree.folder() / "diverged").read_text() == f"6\t{message}\n"
+
+
+def test_workers_whose_finite_gradients_differ_are_a_failure(tree):
+    """Something is wrong with the machines then, and not with the run."""
+    result = tree.only(TRAIN_MODE="inconsistent")
+    assert result.returncode == 1 and not (tree.folder() / "diverged").exists()
+
+
+def test_a_divergence_of_an_earlier_sitting_does_not_hide_a_failure(tree):
+    """Only what this start wrote of the log counts."""
+    tree.only(TRAIN_MODE="diverges")
+    (tree.folder() / "diverged").unlink()
+    assert tree.only(TRAIN_MODE="fails").returncode == 1
+    assert not (tree.folder() / "diverged").exists()
+
+
+def test_a_pre_ln_run_that_diverges_is_remarked_on(tree):
+    """O17: the paper's Pre-LN never does; of Post-LN nothing is said."""
+    remark = "a Pre-LN run is not expected to diverge"
+    assert remark in tree.only(TRAIN_MODE="diverges").stderr
+    assert remark not in tree.only("iwslt14", "iwslt14-post-adam-lr5e-4-warmup1", TRAIN_MODE="diverges").stderr
+
+
+def test_the_runs_and_seeds_of_all_starts_are_noted_for_the_report(tree):
+    """Each once, in the order of the starts; a dry run notes nothing."""
+    runs = ("iwslt14-pre-adam-lr5e-4-step", "iwslt14-post-adam-lr5e-4-warmup1")
+    tree.only("iwslt14", runs[0], "--dry-run")
+    assert not (tree.root / "runs").exists()
+    tree.only("iwslt14", runs[0], "--seeds", "1 2")
+    tree.only("iwslt14", runs[1], "--seeds", "1")
+    tree.only("iwslt14", runs[0], "--seeds", "2")
+    assert (tree.root / "runs" / "iwslt14-smoke" / "chosen").read_text() == f"{runs[0]}\t1\n{runs[0]}\t2\n{runs[1]}\t1\n"
 
 
 def test_any_other_failure_stops_with_one_sentence_that_names_the_log(tree):

@@ -33,7 +33,7 @@ def report(study):
     """The texts of a report without figures and claims: RESULTS.md, and the rows of results.tsv."""
     runs = read_study(study)
     header, *rows = (line.split("\t") for line in tables.tsv(tables.results(runs)).splitlines())
-    return page(runs, [], ([], []))[0], [dict(zip(header, row, strict=True)) for row in rows]
+    return page(runs, [], [], ([], []))[0], [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def write_report(study, *flags):
@@ -591,6 +591,14 @@ def test_runs_of_the_plan_that_are_not_there_are_named(study):
     assert "## Missing\n\n- iwslt14-post-adam-lr5e-4-warmup500: not trained\n" in text
 
 
+def test_a_seed_that_was_to_be_trained_is_missing(tmp_path):
+    """The recipe was told of two and has begun one."""
+    folder = write_run(tmp_path / "study")
+    (tmp_path / "study" / "chosen").write_text(f"{POST}\t1\n{POST}\t2\n")
+    cli.main(["report", str(folder.parents[1])])
+    assert f"## Missing\n\n- {POST} seed 2: not trained\n" in (tmp_path / "study" / "RESULTS.md").read_text()
+
+
 def test_a_figure_of_which_nothing_is_run_yet_has_its_table(study):
     """With what the paper says, and without curves."""
     low = "iwslt14\t6\tiwslt14-post-adam-lr1e-4-held\tpost\tadam\t1e-4\tno_warmup\t-\tnone\t-\n"
@@ -811,7 +819,7 @@ def test_seeds_of_a_run_look_alike_and_have_one_legend_entry(tmp_path):
 
 def test_panels_name_what_they_show(study):
     """The loss with base and smoothing, BLEU with its sentences."""
-    _, drawings = page(read_study(study), [], ([], []))
+    _, drawings = page(read_study(study), [], [], ([], []))
     labels = list(drawings[0].arguments[0])
     assert labels == [
         "validation loss\n(base 2, label-smoothed 0.1)",
@@ -825,7 +833,7 @@ def test_figure_6_shows_the_runs_that_its_claim_is_about(study):
     low = {"figure": "6", "lr": "1e-4", "schedule": "no_warmup", "warmup_updates": "", "decay": "none"}
     write_run(study, run="iwslt14-post-adam-lr1e-4-held", **low)
     runs = read_study(study)
-    _, drawings = page(runs, [], (claims.claims(tables.means(runs), []), []))
+    _, drawings = page(runs, [], [], (claims.claims(tables.means(runs), []), []))
     figure6 = next(drawing for drawing in drawings if drawing.name == "figure6")
     assert [run.name for run in figure6.runs] == ["iwslt14-post-adam-lr1e-4-held", POST]
 
@@ -833,7 +841,7 @@ def test_figure_6_shows_the_runs_that_its_claim_is_about(study):
 def test_a_bound_of_the_paper_is_drawn_as_an_arrow(study):
     """8.45 at best: what lies below it is meant."""
     write_run(study, run="iwslt14-post-adam-lr5e-4-warmup1", figure="2", warmup_updates="1", paper_bleu="8.45 at best")
-    _, drawings = page(read_study(study), [], ([], []))
+    _, drawings = page(read_study(study), [], [], ([], []))
     figure2 = next(drawing for drawing in drawings if drawing.name == "figure2-paper")
     figure = plots.beside_the_paper(*figure2.arguments, plots.styles([run.name for run in figure2.runs]))
     marks = {line.get_xdata()[0]: line.get_marker() for line in figure.axes[0].get_lines()}
@@ -860,7 +868,7 @@ def test_an_svg_is_shortened_without_moving_anything(study):
 def test_ours_stands_beside_the_papers_bleu(study):
     """Ours at 29.75 with a bar at the paper's 34; words of the paper without a number are written."""
     write_run(study, run="iwslt14-post-sgd-lr5e-3-warmup1", figure="2", paper_bleu="just above zero")
-    _, drawings = page(read_study(study), [], ([], []))
+    _, drawings = page(read_study(study), [], [], ([], []))
     figure2 = next(drawing for drawing in drawings if drawing.name == "figure2-paper")
     axes = plots.beside_the_paper(*figure2.arguments, plots.styles([run.name for run in figure2.runs])).axes[0]
     first = [line.get_xdata()[0] for line in axes.get_lines() if line.get_ydata()[0] == 0]

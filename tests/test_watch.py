@@ -13,10 +13,10 @@ from fairseq_lnplugin.study.run_folder import read_study
 NOW = 1_000_000.0
 
 
-def overview(root, quiet=1.0, plan=()):
+def overview(root, quiet=1.0, to_go=()):
     """The lines, with the last sign of every run that many seconds ago."""
     runs = read_study(root)
-    return watch.overview(runs, list(plan), {run.folder: NOW - quiet for run in runs}, NOW)
+    return watch.overview(runs, list(to_go), {run.folder: NOW - quiet for run in runs}, NOW)
 
 
 def state(root, name, quiet=1.0):
@@ -33,10 +33,10 @@ def begun(root, name=PRE, log=None, wall=150, **more):
 
 
 def test_runs_done_running_and_to_go_are_counted(tmp_path):
-    """One finished, one in training, and one of the plan that has no folder."""
+    """One finished, one in training, and one that has no folder."""
     write_run(tmp_path)
     begun(tmp_path)
-    lines = overview(tmp_path, plan=[{"run": POST}, {"run": PRE}, {"run": "iwslt14-third"}])
+    lines = overview(tmp_path, to_go=["iwslt14-third"])
     assert lines[0].startswith("iwslt14, preset cpu: 1 done, 1 running, 1 to go;")
     assert lines[-1].split() == ["iwslt14-third", "to", "go"]
 
@@ -161,6 +161,24 @@ def test_where_there_is_no_terminal_the_state_is_printed_once_and_nothing_is_wri
     out = capsys.readouterr().out
     assert out.count("iwslt14, preset cpu:") == 1 and "\x1b" not in out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_runs_and_seeds_that_a_recipe_was_told_to_train_are_to_go(tmp_path, capsys):
+    """Without a plan: of three chosen, one has begun; a run of the folder that nobody named counts too."""
+    begun(tmp_path)
+    (tmp_path / "chosen").write_text(f"{PRE}\t1\n{PRE}\t2\n{POST}\t1\n")
+    assert cli.main(["report", str(tmp_path), "--watch"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "0 done, 1 running, 2 to go" in lines[0]
+    assert [line.split()[:3] for line in lines[-2:]] == [[PRE, "seed", "2"], [POST, "seed", "1"]]
+
+
+def test_a_damaged_list_of_chosen_runs_is_named(tmp_path):
+    """One sentence: which file, what is wrong, what to do."""
+    begun(tmp_path)
+    (tmp_path / "chosen").write_text(f"{PRE} 1\n")
+    with pytest.raises(SystemExit, match="chosen is damaged .line 1 .*delete it"):
+        cli.main(["report", str(tmp_path), "--watch"])
 
 
 class Terminal(io.StringIO):

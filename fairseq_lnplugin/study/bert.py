@@ -54,7 +54,7 @@ COLUMNS = (
 )
 
 
-def page(runs, plan):
+def page(runs, plan, to_go):
     """The text of RESULTS.md, its figures as a list of Drawing, and the tables' files: name -> bytes.
 
     ``plan``: the rows of a plan, by which runs that are not there are named.
@@ -74,7 +74,7 @@ def page(runs, plan):
         loss_section(pretrainings, drawings["5a"]),
         *(task_section(task, finetunings, worth, drawings[TASKS[task]]) for task in TASKS),
         one_answer_for_all(finetunings),
-        missing_section(pretrainings, finetunings, plan),
+        missing_section(pretrainings, finetunings, plan, to_go),
         table_of_runs(pretrainings),
         what_was_run(pretrainings),
     ]
@@ -356,9 +356,9 @@ def one_answer_for_all(finetunings):
 # -- What the figures rest on --
 
 
-def missing_section(pretrainings, finetunings, plan):
+def missing_section(pretrainings, finetunings, plan, to_go):
     """What is not trained, not finished or not fine-tuned; nothing where there is no plan and all is done."""
-    lines = [f"- {row['run']}: not trained" for row in tables.absent([p.run for p in pretrainings], plan)]
+    lines = [f"- {name}: not trained" for name in to_go]
     for p in pretrainings:
         if not p.run.trained:
             limit = p.run.settings.get("max_update", "")

@@ -32,7 +32,7 @@ class Drawing(NamedTuple):
     arguments: tuple
 
 
-def page(runs, plan, tests):
+def page(runs, plan, to_go, tests):
     """The text of RESULTS.md, and its figures as a list of :class:`Drawing`.
 
     ``tests``: the claims, and the significance.Difference of each pair of runs that they compare.
@@ -45,7 +45,7 @@ def page(runs, plan, tests):
         drawings += of_section
     norms = gradient_norms(runs)
     parts.append(norms_section(runs, norms))
-    parts += [tests_section(differences), missing_section(runs, plan), table_of_runs(runs), what_was_run(runs)]
+    parts += [tests_section(differences), missing_section(runs, plan, to_go), table_of_runs(runs), what_was_run(runs)]
     return "\n\n".join(part for part in parts if part) + "\n", drawings + norms
 
 
@@ -354,9 +354,9 @@ def tests_section(tests):
     return f"## Paired bootstrap tests\n\n{text}\n\n{grid(header, rows)}"
 
 
-def missing_section(runs, plan):
+def missing_section(runs, plan, to_go):
     """What is not trained, not finished or not scored; nothing where there is no plan and all is done."""
-    lines = [f"- {row['run']}: not trained" for row in tables.absent(runs, plan)]
+    lines = [f"- {name}: not trained" for name in to_go]
     for run in runs:
         if not run.done:
             limit = f" of {run.settings['max_epoch']}" if run.settings.get("max_epoch") else ""

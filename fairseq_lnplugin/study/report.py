@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fairseq_lnplugin.study import bert, claims, tables, watch
 from fairseq_lnplugin.study.page import page
-from fairseq_lnplugin.study.run_folder import RunFolderError, read_plan, read_study
+from fairseq_lnplugin.study.run_folder import RunFolderError, read_chosen, read_plan, read_study
 from fairseq_lnplugin.study.wording import count
 from fairseq_lnplugin.whole_file import replacing
 
@@ -44,12 +44,12 @@ def run(args):
         raise SystemExit("fairseq-ln report: --watch writes nothing; leave --out out, or --watch")
     try:
         if args.watch:
-            return watch.watch(lambda: study(args))
-        runs, plan = study(args)
+            return watch.watch(lambda: study(args)[::2])
+        runs, plan, to_go = study(args)
         if all(run.settings["study"] == "bert" for run in runs):
-            text, drawings, files = bert.page(runs, plan)
+            text, drawings, files = bert.page(runs, plan, to_go)
         else:
-            text, drawings = page(runs, plan, tested(runs, plan))
+            text, drawings = page(runs, plan, to_go, tested(runs, plan))
             files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
     except RunFolderError as error:
         raise SystemExit(f"fairseq-ln report: {error}") from None
@@ -64,7 +64,7 @@ def run(args):
 
 
 def study(args):
-    """The runs and the rows of the plan, the runs in the plan's order and with its labels where there is one.
+    """The runs, the rows of the plan and what has not begun; the runs in the plan's order and with its labels if there is one.
 
     The plan has the last word on what the paper says of a run: a run's folder keeps what was known when it was trained.
     """
@@ -75,7 +75,8 @@ def study(args):
         if run.name in order:
             row = plan[order[run.name]]
             run.settings.update({name: row[name] for name in tables.LABELS if name in row})
-    return sorted(runs, key=lambda run: order.get(run.name, len(order))), plan
+    runs = sorted(runs, key=lambda run: order.get(run.name, len(order)))
+    return runs, plan, tables.to_go(runs, plan, read_chosen(args.runs))
 
 
 def tested(runs, plan):

@@ -4,7 +4,8 @@ A folder holds settings.tsv, environment.json (code and machine of the training)
 checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring), decode/
 (fairseq-generate's output on the test set), wall_seconds, ``trained`` or ``diverged``, and ``done`` once the run is
 trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
-Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`).
+Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`); ``chosen`` in the
+study's folder names the runs and seeds that recipes were told to train (:func:`read_chosen`).
 """
 
 import json
@@ -221,6 +222,23 @@ def read_plan(path, studies):
             raise RunFolderError(f"{path}, line {i}: {len(cells)} cells for {len(names)} columns; one tab between two")
         rows.append({name: "" if cell == "-" else cell for name, cell in zip(names, cells, strict=True)})
     return [row for row in rows if row["study"] in studies]
+
+
+def read_chosen(folder):
+    """The runs and seeds that recipes were told to train in a study's folder, as a list of pairs; [] where none were.
+
+    Raises:
+        RunFolderError: a line is no run, tab and seed.
+
+    """
+    path = Path(folder) / "chosen"
+    pairs = []
+    for number, line in enumerate(read(path, required=False).splitlines(), 1):
+        match = re.fullmatch(r"(\S+)\t(\d+)", line)
+        if not match:
+            raise damaged(path, f"line {number} is no run and seed", "delete it: the recipe writes it again")
+        pairs.append((match[1], int(match[2])))
+    return pairs
 
 
 def read(path, required, advice=None):

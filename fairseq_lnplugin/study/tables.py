@@ -230,6 +230,13 @@ def absent(runs, plan):
     return [row for row in plan if row["run"] not in names]
 
 
+def to_go(runs, plan, chosen):
+    """What has not begun, in words: runs of the plan, and seeds that recipes were told to train (``chosen``)."""
+    absent_runs = [row["run"] for row in absent(runs, plan)]
+    begun = {(run.name, run.seed) for run in runs}
+    return absent_runs + [f"{run} seed {seed}" for run, seed in chosen if (run, seed) not in begun and run not in absent_runs]
+
+
 def figures_of(settings):
     """The figures of the paper that a run or a row of a plan belongs to; [""] for none."""
     return [figure.strip() for figure in settings["figure"].split(",")]

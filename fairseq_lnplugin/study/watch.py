@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 def watch(read):
-    """Show the study that ``read()`` returns (runs and rows of the plan), again and again until all is done or Ctrl-C.
+    """Show the study that ``read()`` returns (runs, and the names of what has not begun), again and again until all is done or Ctrl-C.
 
     Where standard output is no terminal, once. Returns the exit status, 0.
 
@@ -42,15 +42,15 @@ def watch(read):
         print(CLEAR, end="")
     try:
         while True:
-            runs, plan = read()
-            lines = overview(runs, plan, {run.folder: last_sign(run.folder) for run in runs}, time.time())
+            runs, to_go = read()
+            lines = overview(runs, to_go, {run.folder: last_sign(run.folder) for run in runs}, time.time())
             if not terminal:
                 print("\n".join(lines))
                 return 0
             width, height = shutil.get_terminal_size()
             shown = [line[: width - 1] + TO_END_OF_LINE for line in lines[: height - 1]]
             print(HOME + "\n".join(shown) + BELOW, end="", flush=True)
-            if all(run.done for run in runs) and not tables.absent(runs, plan):
+            if all(run.done for run in runs) and not to_go:
                 print()
                 return 0
             time.sleep(EVERY)
@@ -73,15 +73,14 @@ def written(path):
         return 0.0
 
 
-def overview(runs, plan, signs, now):
-    """The lines of the screen. ``signs``: when each run's folder was written last; ``now``: both in seconds since the epoch."""
+def overview(runs, to_go, signs, now):
+    """The lines of the screen. ``to_go``: what has not begun; ``signs``: when each run's folder was written last; ``now``: both in seconds since the epoch."""
     found = [(run, progress(run, now - signs[run.folder])) for run in runs]
-    absent = tables.absent(runs, plan)
     done, running = sum(run.done for run in runs), sum(at.running for _, at in found)
     studies, presets = (", ".join(distinct(run.settings[name] for run in runs)) for name in ("study", "preset"))
-    left = time_left(found, len(absent))
+    left = time_left(found, len(to_go))
     lines = [
-        f"{studies}, preset {presets}: {done} done, {running} running, {len(runs) + len(absent) - done - running} to go; "
+        f"{studies}, preset {presets}: {done} done, {running} running, {len(runs) + len(to_go) - done - running} to go; "
         + (f"about {duration(left)} of training left" if left is not None else "time left not known yet"),
         f"best BLEU on the test set so far: {best_bleu(runs)}",
         "",
@@ -89,7 +88,7 @@ def overview(runs, plan, signs, now):
     header = ("run", "state", "epoch", "update", "valid. loss", "BLEU")
     # what works now first: a screen may be too small for all
     rows = [header, *(row(run, at) for run, at in sorted(found, key=lambda pair: (not pair[1].running, pair[0].done)))]
-    rows += [(line["run"], "to go", "", "", "", "") for line in absent]
+    rows += [(name, "to go", "", "", "", "") for name in to_go]
     widths = [max(len(line[i]) for line in rows) for i in range(len(header))]
     aligned = [
         (*(cell.ljust(widths[i]) for i, cell in enumerate(line[:2])), *(line[i].rjust(widths[i]) for i in range(2, 6)))

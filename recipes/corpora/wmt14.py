@@ -21,7 +21,7 @@ organizers for research; do not pass it on. The whole takes hours and several GB
 
 Two examples::
 
-    python recipes/corpora/wmt14.py --out data/wmt14 --download http://statmt.org --cache data/wmt14-archives
+    python recipes/corpora/wmt14.py --out data/wmt14-bpe37000 --download http://statmt.org --cache data/wmt14-archives
     python recipes/corpora/wmt14.py --out data/wmt14-bpe8000 --from wmt14-en-de.tar.gz --merges 8000
 """
 
