@@ -78,7 +78,9 @@ def test_the_rules_of_the_verdicts_are_told(study):
 def test_the_race_stands_beside_the_papers(study):
     """700 / 500 - 1, for us as for the paper."""
     table = section(report(study)[0], "Figure 5a")
-    assert "| about 1.69 (base not told) | 700,000 | 500,000 | 40 % | - |" in table
+    assert (
+        "| about 1.69 (base not told) | 700,000 | 500,000 | 40 % | its text prints the two numbers the other way round |" in table
+    )
     assert "| pre-adam-lr3e-4-linear | post-adam-lr1e-4-warmup10000 | 1 | 3.000 | 700 | 500 | 40 % | - |" in table
     assert "| pre-adam-lr3e-4-linear | post-adam-lr3e-4-warmup10000 | 1 | - | 100 | - | - | Post-LN diverged |" in table
 
@@ -142,13 +144,13 @@ def test_runs_stuck_at_the_majority_class_are_counted_and_named(study):
     assert f"- MRPC, {PRE} seed 1, update 700, the majority class: 32, 2e-5, 3 with seed 7" in text
     assert f"- RTE, {PRE} seed 1, update 700, the minority class: 32, 2e-5, 3 with seed 8" in text
     rows = [line.split("\t") for line in files["finetunings.tsv"].decode().splitlines()]
-    assert [row[-1] for row in rows if row[-1] in ("0", "1")] == ["1", "0"] and len(rows) == 39
+    assert [row[-2] for row in rows if row[-2] in ("0", "1")] == ["1", "0"] and len(rows) == 39
 
 
 def test_the_majority_class_and_the_fine_tunings_are_told_with_each_task(study):
     """Scores of the majority, with chance in the rows, and the grid."""
     mrpc = section(report(study)[0], "Figure 5b")
-    assert "On the 408 rows of dev" in mrpc and "accuracy 68.4, F1 81.2" in mrpc and "may be 72.7" in mrpc
+    assert "On the 408 rows of dev" in mrpc and "accuracy 68.4, F1 81.2" in mrpc and "may be up to 72.7" in mrpc
     assert "lr 5e-5/1e-4, epochs 3; 3 seeds (1, 2, 3), none dropped" in mrpc
 
 

@@ -375,7 +375,8 @@ def test_losses_are_compared_in_the_epochs_that_both_runs_have(tmp_path):
     claim = judged(tmp_path)[LOW]
     assert claim.verdict == IN_PART and claim.words == [
         "best validation loss of 2 epochs: post-low 8.000, post-cold 7.000, post-warm 4.000; "
-        "of all its 3 epochs post-low has 4.300"
+        "of all its 3 epochs post-low has 4.300",
+        "post-low is not below post-cold (does not hold here)",
     ]
 
 
@@ -483,7 +484,8 @@ def test_a_paragraph_has_verdict_claim_numbers_and_p_values(tmp_path):
     assert paragraph(claim, tests, tmp_path) == (
         "**Holds.** *Figure 2.* Post-LN with Adam needs a warm-up: without, it stays far below. The paper on IWSLT14: about 34 "
         "BLEU with it, 8.45 at best without. Ours: post-cold1 8.45 against post-warm 34.00; post-cold2 8.00 against post-warm "
-        "34.00. Such a difference by chance: p up to 0.250 (2 tests)."
+        "34.00. By chance in the test sentences, the differences of -26.00 to -25.55 between runs of one seed: p up to 0.250 "
+        "(2 tests)."
     )
 
 
@@ -492,7 +494,7 @@ def test_the_least_p_value_that_the_test_can_say_is_a_bound(tmp_path):
     paper(tmp_path)
     claim = judged(tmp_path)[NEEDS]
     tests = [Difference(*pair, 1, 8.0, 34.0, 1 / 1001, "signature") for pair in claim.pairs]
-    assert paragraph(claim, tests, tmp_path).endswith("Such a difference by chance: p \u2264 0.001 (2 tests).")
+    assert paragraph(claim, tests, tmp_path).endswith("-26.00 between runs of one seed: p \u2264 0.001 (2 tests).")
 
 
 def test_what_cannot_be_said_has_no_p_value(tmp_path):
@@ -510,4 +512,49 @@ def test_a_paragraph_says_why_nothing_can_be_said(tmp_path):
     assert "Not finished or not run: Post-LN, Adam, with warm-up" in paragraph(judged(tmp_path)[LEVEL], root=tmp_path)
     make(tmp_path, "post-warm", 0.3)
     words = paragraph(judged(tmp_path)[LEVEL], root=tmp_path)
-    assert "**Cannot be said here.**" in words and "is below 5 BLEU, and has not learned" in words
+    assert "**Cannot be said here.**" in words and "What it is measured against is below 5 BLEU, and has not learned" in words
+
+
+def test_the_difference_of_one_test_has_its_sign_and_seed(tmp_path):
+    """It is of one seed, where the words above may be means over several."""
+    paper(tmp_path)
+    claim = judged(tmp_path)[NEEDS]
+    words = paragraph(claim, [Difference(*claim.pairs[0], 2, 8.45, 34.0, 0.04, "signature")], tmp_path)
+    assert words.endswith("the difference of -25.55 in seed 2: p = 0.040 (1 test).")
+
+
+def test_where_comparisons_disagree_each_has_its_verdict(tmp_path):
+    """One holds and one does not; with one verdict for both there is nothing to add."""
+    make(tmp_path, "post-warm", 34)
+    make(tmp_path, "post-cold1", 3, **COLD)
+    make(tmp_path, "post-cold2", 4, warmup_updates="1")
+    assert not any("holds" in words for words in judged(tmp_path)[NEEDS].words)
+    make(tmp_path, "post-cold3", 33.5, decay="step", **{name: value for name, value in COLD.items() if name != "decay"})
+    said = [words.rpartition(" (")[2] for words in judged(tmp_path)[NEEDS].words]
+    assert sorted(said) == ["does not hold here)", "holds)", "holds)"]
+
+
+def test_a_comparison_with_a_run_that_has_not_learned_is_marked_as_not_counted(tmp_path):
+    """At the lower rate the reference has 4.9 BLEU; the verdict is of the higher."""
+    make(tmp_path, "post-warm-low", 4.9, lr="5e-4")
+    make(tmp_path, "post-cold-low", 1.0, lr="5e-4", warmup_updates="1")
+    make(tmp_path, "post-warm-high", 34, lr="1e-3")
+    make(tmp_path, "post-cold-high", 3, lr="1e-3", warmup_updates="1")
+    claim = judged(tmp_path)[NEEDS]
+    assert claim.verdict == HOLDS
+    assert [words.endswith("(not counted: below 5 BLEU)") for words in claim.words] == [True, False]
+
+
+def test_a_verdict_before_all_is_there_is_one_so_far(tmp_path):
+    """One of the runs without warm-up has not ended."""
+    paper(tmp_path)
+    make(tmp_path, "post-cold3", 1.0, done=False, **COLD)
+    assert "**Holds so far.**" in paragraph(judged(tmp_path)[NEEDS], root=tmp_path)
+
+
+def test_an_interval_of_bleu_ends_at_zero(tmp_path):
+    """0.89 and 1.06 have a t-interval from -0.11 on."""
+    make(tmp_path, "post-warm", 34)
+    make(tmp_path, "post-cold", 0.89, **COLD)
+    make(tmp_path, "post-cold", 1.06, seed=2, **COLD)
+    assert "0.98 (0.00 to 2.06) over 2 seeds" in judged(tmp_path)[NEEDS].words[0]

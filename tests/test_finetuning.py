@@ -54,7 +54,7 @@ def test_one_answer_is_told_from_other_predictions():
     for right in range(280):  # rows of class 1 answered so
         for wrong in range(130):  # rows of class 0 answered 1
             accuracy, f1 = 100 * (right + 129 - wrong) / 408, 200 * right / (279 + right + wrong)
-            item = Finetuning(None, "MRPC", 1, 32, "1e-4", 3, 1, MRPC_ROWS, round(accuracy, 1), round(f1, 1))
+            item = Finetuning(None, "MRPC", 1, 32, "1e-4", 3, 1, MRPC_ROWS, round(accuracy, 1), round(f1, 1), "")
             expected = {(0, 0): 0, (279, 129): 1}.get((right, wrong))
             if expected is not None or max(279 - right, 129 - wrong) > 2:
                 assert item.one_answer == expected

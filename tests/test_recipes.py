@@ -77,9 +77,10 @@ STAND_IN = """
 DIVERGENCES = {{
     "diverges": "Traceback (most recent call last):\\nFloatingPointError: gradients are Nan/Inf",
     "scale": "FloatingPointError: Minimum loss scale reached (0.0001). Your loss is probably exploding.",
-    "workers": "[rank1]: FloatingPointError: Fatal error: gradients are inconsistent between workers. Try another.\\n[rank1]: -----\\n"
+    "workers": "[rank1]: FloatingPointError: Fatal error: gradients are inconsistent between workers. Try\\n"
     "[rank1]: grad_norm across the workers:\\n[rank1]: rank   0 = nan\\n[rank1]: rank   1 = nan\\n" + "launcher\\n" * 60,
-    "inconsistent": "FloatingPointError: Fatal error: gradients are inconsistent between workers.\\nrank   0 = 1.0\\nrank   1 = 2.0",
+    "inconsistent": "FloatingPointError: Fatal error: gradients are inconsistent between workers.\\nrank   0 = 1.0\\n"
+    "rank   1 = 2.0",
 }}
 if name == "fairseq-preprocess":
     out = Path(flag("--destdir"))

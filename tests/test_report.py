@@ -470,8 +470,61 @@ def test_one_seed_each_is_said_and_several_have_their_interval_named(study):
     write_run(study, seed=2)
     write_report(study)
     text = (study / "RESULTS.md").read_text()
-    assert text.count("of runs with several seeds they are means over these with their 95 % t-interval") == 2
-    assert text.count("; they are means over these with their 95 % t-interval") == 1  # figure 2 has one run
+    assert text.count("those of runs with several seeds are means over them, with the 95 % t-interval") == 2
+    assert text.count("; each is a mean over its seeds, with the 95 % t-interval") == 1  # figure 2 has one run
+
+
+def test_a_seed_that_is_not_finished_makes_no_mean(tmp_path):
+    """Neither are there intervals, nor is it among the seeds of the source."""
+    write_run(tmp_path)
+    write_run(tmp_path, done=False, seed=2)
+    text, _ = report(tmp_path)
+    assert "t-interval" not in text and "; seed 1; trained at commit" in text
+
+
+def test_a_run_that_is_trained_and_not_scored_is_called_so(tmp_path):
+    """It is not finished, and has no more epochs to come."""
+    write_run(tmp_path)
+    (write_run(tmp_path, done=False, seed=2) / "trained").write_text("x\n")
+    assert report(tmp_path)[1][1]["state"] == "trained, not scored"
+
+
+def test_what_scoring_took_stands_beside_the_training(tmp_path):
+    """Of the runs that have it: 30 s of 150 s; an older run has none."""
+    write_run(tmp_path)
+    folder = write_run(tmp_path, seed=2)
+    (folder / "wall_seconds").write_text("150\n")
+    (folder / "score_seconds").write_text("30\n")
+    assert "- scoring of 1 run: 30 s, 20 % of the time of the training" in report(tmp_path)[0]
+
+
+def test_the_papers_losses_are_drawn_across_the_losses(tmp_path):
+    """Of the runs of the figure, each once: about 4, and 4.3."""
+    write_run(tmp_path, figure="2", paper_loss="about 4")
+    write_run(tmp_path, figure="2", paper_loss="about 4", seed=2)
+    write_run(tmp_path, figure="2", run=f"{POST}-low", paper_loss="about 4.3")
+    _, drawings = page(read_study(tmp_path), [], [], ([], []))
+    (drawing,) = (drawing for drawing in drawings if drawing.function == "by_epoch")
+    figure = plots.by_epoch(*drawing.arguments, plots.styles([run.name for run in drawing.runs]))
+    dashed = [line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() == "the paper's"]
+    assert dashed == [4.0, 4.3] and drawing.caption.endswith("dashed: the loss that the paper's text gives")
+    assert not any(line.get_label() == "the paper's" for axes in figure.axes[1:] for line in axes.get_lines())
+
+
+def test_radam_stands_in_the_heading_of_figure_4_where_it_was_run(tmp_path):
+    """WMT14 has none."""
+    write_run(tmp_path, figure="4")
+    assert "## Figure 4: Pre-LN without warm-up\n" in report(tmp_path)[0]
+    write_run(tmp_path, figure="4", run="iwslt14-post-radam-lr5e-4-linear", optimizer="radam")
+    assert "## Figure 4: Pre-LN without warm-up, and RAdam\n" in report(tmp_path)[0]
+
+
+def test_the_whole_newstest2014_is_named(tmp_path):
+    """3,003 lines; fewer are some other set."""
+    write_run(tmp_path, data="wmt14-en-de", lines=3003)
+    assert "test set newstest2014 of 3,003 lines" in report(tmp_path)[0]
+    write_run(tmp_path / "part", data="wmt14-en-de", lines=2737)
+    assert "test set of 2,737 lines" in report(tmp_path / "part")[0]
 
 
 def test_seeds_left_out_of_a_mean_are_named(tmp_path):
@@ -548,6 +601,7 @@ def test_the_papers_settings_with_all_pairs_are_not_called_different(tmp_path):
         ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper"}, []),
         ({"pairs": "3900000", "max_tokens": "131072", "preset": "paper"}, ["3,900,000 of about 4,500,000 pairs"]),
         ({"pairs": "4500966", "max_tokens": "8192", "preset": "paper"}, ["8,192 tokens an update, the paper 131,072"]),
+        ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper", "dropout": "0.3"}, ["dropout 0.3, the paper 0.1"]),
     ],
 )
 def test_wmt14_is_held_against_the_papers_size_and_batch(tmp_path, settings, phrases):
@@ -754,7 +808,7 @@ def crosses(axes):
 def loss_and_rate(runs):
     """The panels of a figure over the epochs."""
     panels = {"loss": tables.valid_loss_curves(runs), "learning rate": tables.learning_rate_curves(runs)}
-    return plots.by_epoch(panels, plots.styles([run.name for run in runs]))
+    return plots.by_epoch(panels, [], plots.styles([run.name for run in runs]))
 
 
 def test_a_divergence_before_the_first_epochs_end_is_drawn_at_the_upper_edge(study):

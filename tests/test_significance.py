@@ -64,6 +64,7 @@ def test_hyphenated_words_are_taken_apart_where_the_score_says_so(tmp_path):
     metric = BLEU(lowercase=True, tokenize="none", force=True)
     assert test.refusal == "" and test.bleu == pytest.approx(metric.corpus_score(split[0], [split[1]]).score)
     assert test.bleu != pytest.approx(metric.corpus_score(pre, [targets]).score)
+    assert test.signature.endswith("|compounds:split")
 
 
 def test_a_large_difference_is_significant_and_a_small_one_is_not(tmp_path):

@@ -29,6 +29,7 @@ from fairseq_lnplugin.study.page import (
     first_command,
     of_every_study,
     perplexity,
+    scaled_lengths,
     shown,
     trained_with,
     values,
@@ -39,6 +40,12 @@ from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, 
 #: Wikipedia and BookCorpus (section 4.1).
 PAPER_WORDS = 3_400_000_000
 #: Updates after which each position has about the same validation loss (section 4.2, whose text swaps the two numbers).
+#: Lengths of Devlin et al. 2019, whose settings the paper follows, and what they count.
+DEVLIN = {
+    "tokens_per_sample": (512, "subwords a block"),
+    "max_tokens": (256 * 512, "tokens an update"),
+    "max_update": (1_000_000, "updates"),
+}
 PAPER_UPDATES = {"post": 700_000, "pre": 500_000}
 PAPER_LOSS = 1.69
 #: What is shown of each task; the paper shows accuracies only.
@@ -80,7 +87,7 @@ def page(runs, plan, to_go):
     ]
     files = {
         "results.tsv": tsv(COLUMNS, map(result_row, pretrainings)),
-        "finetunings.tsv": tsv(("run", "pretraining_seed", *RESULT, "one_answer"), map(finetuning_row, finetunings)),
+        "finetunings.tsv": tsv(("run", "pretraining_seed", *RESULT, "one_answer", "command"), map(finetuning_row, finetunings)),
     }
     return "\n\n".join(filter(None, parts)) + "\n", list(filter(None, drawings.values())), files
 
@@ -115,7 +122,7 @@ def finetuning_row(item):
     run = item.pretraining.run
     values_of = [run.name, run.seed, item.task, item.updates, *item.cell, item.seed, *item.rows]
     values_of += [None if math.isnan(score) else score for score in (item.accuracy, item.f1)]
-    return [tables.text(value) for value in [*values_of, item.one_answer]]
+    return [tables.text(value) for value in [*values_of, item.one_answer, item.command]]
 
 
 # -- Before the figures --
@@ -148,6 +155,7 @@ def warnings(pretrainings, plan):
             f"**Not learned enough**: {', '.join(idle)}. The last validation loss is not {LEARNED:g} bit below what a model has "
             "that knows how frequent each subword is, and nothing else."
         )
+    lines += scaled_lengths(runs, plan)
     unfinished = [named(p.run) for p in pretrainings if not p.run.done]
     if unfinished:
         lines.append(f"**{len(unfinished)} of {count(len(runs), 'run')} not finished**: {', '.join(unfinished)}.")
@@ -162,6 +170,10 @@ def not_the_papers(runs):
     words = [run.settings.get("words", "") for run in runs]
     if not all(count.isdecimal() and int(count) >= 0.9 * PAPER_WORDS for count in words):
         phrases.append(words_text(runs))
+    for name, (papers, unit) in DEVLIN.items():
+        found = sorted({int(value) for run in runs if (value := run.settings.get(name, "")).isdecimal()} - {papers})
+        if found:
+            phrases.append(f"{' and '.join(f'{value:,}' for value in found)} {unit}, Devlin et al. {papers:,}")
     return phrases
 
 
@@ -213,8 +225,11 @@ def loss_section(pretrainings, drawing):
         "remarks",
     ]
     updates = PAPER_UPDATES["post"], PAPER_UPDATES["pre"]
+    swapped = "its text prints the two numbers the other way round"
     paper = [f"about {PAPER_LOSS} (base not told)", *(f"{number:,}" for number in updates)]
-    rows = [["the paper's, lr 3e-4", "the paper's, lr 1e-4", None, *paper, f"{100 * (updates[0] / updates[1] - 1):.0f} %", None]]
+    rows = [
+        ["the paper's, lr 3e-4", "the paper's, lr 1e-4", None, *paper, f"{100 * (updates[0] / updates[1] - 1):.0f} %", swapped]
+    ]
     found = {(race.pre.run.folder, race.post.run.folder): race for race in races(pretrainings)}
     for pre, post in pairs(pretrainings):
         race = found.get((pre.run.folder, post.run.folder))
@@ -299,7 +314,7 @@ def how_finetuned(of_task):
     settings += f"; {count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), none dropped"
     sentences = [
         f"On the {sum(rows)} rows of dev, after the last epoch, of finished runs. Always answering class {answer}, the majority: "
-        f"accuracy {accuracy:.1f}, F1 {f1:.1f}. By chance in the choice of the rows its accuracy may be "
+        f"accuracy {accuracy:.1f}, F1 {f1:.1f}. By chance in the choice of the rows its accuracy may be up to "
         f"{by_chance(rows):.1f} (95 % Wilson interval); only a higher one is called better than the majority class's."
     ]
     if len({item.cell for item in of_task}) > 1:

@@ -10,9 +10,8 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from fairseq_lnplugin.analysis.intervals import mean
 from fairseq_lnplugin.study.run_folder import number
-from fairseq_lnplugin.study.tables import TEST, corpus
+from fairseq_lnplugin.study.tables import TEST, bleu_mean, corpus
 from fairseq_lnplugin.study.wording import distinct, interval, position
 
 HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said"
@@ -39,9 +38,12 @@ RULES = (
     f"all*: at most {LEFT:g} of it is left; *the same level*: not more than {CLOSE:g} BLEU below, in part {WIDE:g}; *little "
     f"difference*: at most {CLOSE:g} BLEU apart, in part {WIDE:g} (bounds in BLEU shrink in proportion beside a run below "
     f"{SMALL:g} BLEU: to half beside {SMALL / 2:g}); *just above zero*: at most {ZERO:g} BLEU; *faster*: the other's best "
-    f"validation loss in at most 2/3 of its epochs; *far better* and *worse*: a validation loss lower by {LOSS_FAR:g}, or higher "
-    f"by {LOSS_CLOSE:g}, in the epochs that both have. A seed that diverged before its first score counts as 0 BLEU. Nothing is "
-    f"measured against a run below {LEARNED:g} BLEU."
+    "validation loss, after at most 2/3 of the epochs that the other took to it; *far better* and *worse*: a validation loss "
+    f"lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}, in the epochs that both have. *In part*, where it does not say so "
+    f"above: more than {CLOSE:g} BLEU below for *far below* and *nearly all*, below at all for *a part*, below {LEARNED:g} for "
+    "*just above zero*, earlier, lower or higher at all for the others; and a statement of which some comparisons hold and "
+    "others do not. A seed that diverged before its first score counts as 0 BLEU. No BLEU and no speed is measured against a "
+    f"run below {LEARNED:g} BLEU; of figure 6 this is asked of the best run with warm-up only."
 )
 
 
@@ -263,6 +265,11 @@ class Part(NamedTuple):
     curves: tuple = ()
     lacking: tuple = ()
 
+    @property
+    def said(self):
+        """The verdict, for behind the words."""
+        return f"not counted: below {LEARNED:g} BLEU" if self.verdict == UNKNOWN else self.verdict
+
 
 class Claim(NamedTuple):
     """A statement of the paper with its figure, ``paper``: its numbers in words ("" for none), and what its parts say."""
@@ -322,12 +329,13 @@ def claims(means, plan):
 def claim(evidence, figure, statement, *groups):
     """The claim that all groups of parts together decide, each by the comparisons in it that can be made."""
     parts = [part for group in groups for part in group]
+    differ = len({part.verdict for part in parts if part.pair or part.curves}) > 1
     known = evidence.corpus if evidence.corpus in PAPER else "iwslt14"
     paper = PAPER[known].get(statement)
     return Claim(
         *(figure, statement, f"on {known.upper()}: {paper}" if paper else ""),
         every([either([part.verdict for part in group]) for group in groups]),
-        [part.words for part in parts if part.words],
+        [part.words + (f" ({part.said})" if differ and (part.pair or part.curves) else "") for part in parts if part.words],
         distinct(part.pair for part in parts if part.pair),
         distinct(name for part in parts for name in part.curves),
         distinct(name for part in parts for name in part.lacking),
@@ -361,12 +369,12 @@ def low_rate(evidence):
     if evidence.names(LOW):
         lows, colds, warms = map(evidence.known, (LOW, COLD, WARM))
         groups = [
-            [loss_below(low, cold, LOSS_FAR) for low in lows for cold in colds],
-            [loss_below(warm, low, LOSS_CLOSE) for warm in warms for low in lows],
+            [loss_below(evidence, low, cold, LOSS_FAR) for low in lows for cold in colds],
+            [loss_below(evidence, warm, low, LOSS_CLOSE) for warm in warms for low in lows],
         ]
         if max(map(bleu, warms), default=LEARNED) < LEARNED:
             groups = [[part._replace(verdict=UNKNOWN) for part in group] for group in groups]
-        groups[0] += [losses_in_words(evidence, low, [*colds, *warms]) for low in lows if colds or warms]
+        groups[0][:0] = [losses_in_words(evidence, low, [*colds, *warms]) for low in lows if colds or warms]
         groups[0] += [Part(UNKNOWN, lacking=tuple(evidence.lacking(kind))) for kind in (LOW, COLD, WARM)]
         return claim(evidence, "6", LOW_RATE, *groups)
 
@@ -411,10 +419,19 @@ def speed(evidence, row, other, rule):
     return Part(UNKNOWN if bleu(other) < LEARNED else rule(epoch, best), words, curves=(row.name, other.name))
 
 
-def loss_below(row, other, by):
-    """A part, without words, of the best validation losses of two runs in the epochs that both have; ``by``: as :func:`lower`."""
+def loss_below(evidence, row, other, by):
+    """A part of the best validation losses of two runs in the epochs that both have, in words where it does not hold.
+
+    ``by``: as :func:`lower`.
+    """
     epochs = epochs_of_both(row, other)
-    return Part(lower(best_loss(row, epochs), best_loss(other, epochs), by), curves=(row.name, other.name))
+    verdict = lower(best_loss(row, epochs), best_loss(other, epochs), by)
+    relation = {
+        IN_PART: f"is below {evidence.short(other.name)} by less than {by:g}",
+        FAILS: f"is not below {evidence.short(other.name)}",
+    }
+    words = f"{evidence.short(row.name)} {relation[verdict]}" if verdict in relation else ""
+    return Part(verdict, words, curves=(row.name, other.name))
 
 
 def losses_in_words(evidence, row, others):
@@ -449,4 +466,4 @@ def score(row):
         return "diverged before any score"
     remarks = [f"over {len(scores)} seeds"] if len(scores) > 1 else []
     remarks += ["diverged" if len(scores) == 1 else f"{diverged} of them diverged"] if diverged else []
-    return " ".join([interval(mean(scores), 2), ", ".join(remarks)]).strip()
+    return " ".join([interval(bleu_mean(scores), 2), ", ".join(remarks)]).strip()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean, proportion
 from fairseq_lnplugin.study.pretraining import of_one_experiment
-from fairseq_lnplugin.study.run_folder import damaged, number, read_values
+from fairseq_lnplugin.study.run_folder import damaged, number, read, read_values
 
 #: The figure of each task; a run is fine-tuned on the tasks of its figures.
 TASKS = {"MRPC": "5b", "RTE": "5c"}
@@ -20,7 +20,7 @@ ROUNDING = 0.0501  # fairseq logs percent with one decimal
 class Finetuning(NamedTuple):
     """A fine-tuning after its last epoch. ``rows``: of class 0 and 1 in dev.
 
-    ``accuracy`` and ``f1`` (of class 1) are in percent, NaN where it diverged.
+    ``accuracy`` and ``f1`` (of class 1) are in percent, NaN where it diverged. ``command``: that of fairseq-train.
     """
 
     pretraining: object
@@ -33,6 +33,7 @@ class Finetuning(NamedTuple):
     rows: tuple
     accuracy: float
     f1: float
+    command: str
 
     @property
     def cell(self):
@@ -147,6 +148,7 @@ def read_finetunings(pretraining):
             raise damaged(path, "a value is no number", f"delete {path.parent} and run the recipe again") from None
         rows = whole.pop("rows_of_class_0"), whole.pop("rows_of_class_1")
         of_run = {"pretraining": pretraining, "task": result["task"], "lr": result["lr"], "rows": rows}
+        of_run["command"] = read(path.parent / "command.txt", required=False).strip()
         found.append(Finetuning(**of_run, accuracy=scores[0], f1=scores[1], **whole))
     return sorted(found, key=lambda f: (f.task, f.updates, f.batch_size, float(f.lr), f.epochs, f.seed))
 

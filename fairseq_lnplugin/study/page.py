@@ -17,7 +17,7 @@ VERSIONS = ("python", "torch", "fairseq", "fairseq_lnplugin", "sacrebleu")
 #: The paper's figures about translation, for the headings.
 FIGURES = {
     "2": "Figure 2: is warm-up needed? Post-LN with Adam and with SGD",
-    "4": "Figure 4: Pre-LN without warm-up, and RAdam",
+    "4": "Figure 4: Pre-LN without warm-up",
     "6": "Figure 6: Post-LN at a fixed low rate, without warm-up",
 }
 
@@ -71,12 +71,7 @@ def warnings(runs, plan):
             f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
             "and with them the scores."
         )
-    scaled = tables.scaled_warm_ups(runs, plan)
-    if scaled:
-        lengths = ", ".join(f"{papers} is {ours:,}" for papers, ours in scaled.items())
-        lines.append(
-            f"**Warm-up is scaled** with the length of the training: {lengths} updates. Runs are named after the paper's."
-        )
+    lines += scaled_lengths(runs, plan)
     unfinished = [named(run) for run in runs if not run.done]
     if unfinished:
         lines.append(
@@ -84,6 +79,20 @@ def warnings(runs, plan):
             "Their numbers are of the epochs so far."
         )
     return as_warnings([*lines, *of_every_study(runs, plan, data="corpora", pairs="numbers of training pairs", preset="presets")])
+
+
+def scaled_lengths(runs, plan):
+    """What the presets made of the plan's warm-ups and holds, a text each; [] where they are as in the plan."""
+    lines = []
+    if scaled := tables.scaled(runs, plan, "warmup_updates"):
+        lengths = ", ".join(f"{papers} is {ours:,}" for papers, ours in scaled.items())
+        lines.append(
+            f"**Warm-up is scaled** with the length of the training: {lengths} updates. Runs are named after the paper's."
+        )
+    if scaled := tables.scaled(runs, plan, "hold_epochs"):
+        lengths = ", ".join(f"{papers} is {ours}" for papers, ours in scaled.items())
+        lines.append(f"**The hold of the rate is scaled** with the length of the training: {lengths} epochs.")
+    return lines
 
 
 def of_every_study(runs, plan, **compared):
@@ -118,7 +127,8 @@ def claims_section(runs, plan, found, tests):
         "## The paper's claims, here",
         "Each claim of the paper that these runs can speak to, and whether it holds with this data, size and length. Scores "
         f"are tokenized BLEU on the test set at the epoch of the best validation loss, of finished runs; {over_seeds(runs)}. A "
-        "p-value says how likely chance in the test sentences alone makes such a difference (paired bootstrap tests, below).",
+        "p-value says how likely chance in the test sentences alone makes a difference as large as that of two runs with one "
+        "seed, which the paired bootstrap tests below list.",
     ]
     parts += [claim_paragraph(claim, notes(claim, tests)) for claim in found]
     evidence = claims.Evidence(tables.means(runs), plan)
@@ -127,8 +137,8 @@ def claims_section(runs, plan, found, tests):
     near = claims.near_bound(evidence)
     if near:
         parts.append(
-            f"Nothing is measured against a run below {claims.LEARNED:g} BLEU. Within 1 BLEU of that, so that what is measured "
-            f"against it is not firm: {', '.join(near)}."
+            f"Within 1 BLEU of the {claims.LEARNED:g} below which nothing is measured against a run, so that what is measured "
+            f"against them is not firm: {', '.join(near)}."
         )
     return "\n\n".join([*parts, f"What the words mean: {claims.RULES}"])
 
@@ -136,8 +146,10 @@ def claims_section(runs, plan, found, tests):
 def claim_paragraph(claim, notes):
     """Verdict, statement, what the paper and our runs have, ``notes`` (sentences), and what is not there yet."""
     verdict = claim.verdict
-    if verdict == claims.UNKNOWN:
-        verdict += " yet" if claim.lacking else " here"
+    if claim.lacking:
+        verdict += " yet" if verdict == claims.UNKNOWN else " so far"
+    elif verdict == claims.UNKNOWN:
+        verdict += " here"
     sentences = [f"**{verdict.capitalize()}.** *Figure {claim.figure}.* {claim.statement}"]
     if claim.paper:
         sentences.append(f"The paper {claim.paper}.")
@@ -152,23 +164,29 @@ def claim_paragraph(claim, notes):
 def notes(claim, tests):
     """What is to be said of a claim about translations: how likely chance is, or that its measure has not learned."""
     if claim.verdict == claims.UNKNOWN:
-        unlearned = f"What it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate."
+        what = "Some of what" if any("not counted" in words for words in claim.words) else "What"
+        unlearned = f"{what} it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate."
         return [] if claim.lacking else [unlearned]
-    p_values = [test.p_value for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
-    if not p_values:
+    made = [test for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
+    if not made:
         return []
+    p_values = [test.p_value for test in made]
+    apart = [f"{difference:+.2f}" for difference in sorted(test.bleu - test.other_bleu for test in made)]
     worst = max(p_values)
     relation = "up to " if len(set(p_values)) > 1 else "" if worst <= LEAST_P else "= "
-    return [f"Such a difference by chance: p {relation}{probability(worst)} ({count(len(p_values), 'test')})."]
+    what = f"the difference of {apart[0]} in seed {made[0].seed}"
+    if len(made) > 1:
+        what = f"the differences of {' to '.join(distinct((apart[0], apart[-1])))} between runs of one seed"
+    return [f"By chance in the test sentences, {what}: p {relation}{probability(worst)} ({count(len(made), 'test')})."]
 
 
 def over_seeds(runs):
-    """What the numbers of runs are, by how many seeds these have."""
-    seeds = [len(group) for group in tables.by_name(runs).values()]
-    if max(seeds) == 1:
+    """What the numbers of runs are, by how many finished seeds these have."""
+    seeds = [finished for group in tables.by_name(runs).values() if (finished := sum(run.done for run in group))]
+    if max(seeds, default=1) == 1:
         return "there is one seed of each, so how far seeds differ is not known"
-    which = "they" if min(seeds) > 1 else "of runs with several seeds they"
-    return f"{which} are means over these with their 95 % t-interval"
+    which = "each is a mean over its seeds" if min(seeds) > 1 else "those of runs with several seeds are means over them"
+    return f"{which}, with the 95 % t-interval"
 
 
 def probability(p):
@@ -183,6 +201,8 @@ def figure_section(section, drawings):
     """Figures, table and sources of a figure of the paper."""
     titles = {"": "Runs that no figure of the paper has"}
     title = FIGURES.get(section.figure) or titles.get(section.figure) or f"Figure {section.figure}"
+    if section.figure == "4" and any(run.settings["optimizer"] == "radam" for run in section.runs):
+        title += ", and RAdam"
     parts = [f"## {title}", *map(shown, drawings)]
     parts += missing_curves(section.runs)
     parts.append(table_of_means(section))
@@ -215,11 +235,16 @@ def curves_of(section, others):
             f"BLEU, first {tables.valid500_lines(runs)}\nvalidation sentences": tables.bleu_curves(runs),
         }
         if any(panels.values()):
+            levels = tables.paper_losses(section.runs) if tables.valid_loss_curves(runs) else []
             name = "-".join(filter(None, ["figure" + section.figure if section.figure else "curves", part.lower()]))
             caption = "Validation loss, learning rate as logged, and BLEU of the scored epochs on the first validation sentences"
             if others:
                 caption += "; beside it the runs of other figures that its claim is about"
-            drawings.append(Drawing(name, f"{part}: {caption}" if part else caption, runs, "by_epoch", (panels,)))
+            if levels and part != "SGD":
+                caption += "; dashed: the loss that the paper's text gives"
+            else:
+                levels = []
+            drawings.append(Drawing(name, f"{part}: {caption}" if part else caption, runs, "by_epoch", (panels, levels)))
     return drawings
 
 
@@ -293,12 +318,12 @@ def beside(ours, settings):
 def source(runs):
     """Where the numbers of a section come from."""
     lines = distinct(f"{score.lines:,}" for run in runs for score in run.scores if score.subset == tables.TEST)
-    seeds = sorted({run.seed for run in runs})
+    seeds = sorted({run.seed for run in runs if run.done} or {run.seed for run in runs})
     scored = distinct(shortened(scoring_commit(run)) for run in runs if run.scores)
     sentences = [
         f"Source: `{', '.join(values(runs, 'data'))}`, {tables.pairs_text([run.settings for run in runs])} for training",
-        f", test set of {' or '.join(lines)} lines" if lines else "",
-        f"; preset {', '.join(values(runs, 'preset'))} ({', '.join(values(runs, 'arch'))}); ",
+        f", test set{test_name(runs)} of {' or '.join(lines)} lines" if lines else "",
+        f"; preset {', '.join(values(runs, 'preset'))} ({', '.join(values(runs, 'arch'))}), {trained_for(runs)}; ",
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; ",
         f"trained at commit {', '.join(distinct(shortened(commit(run)) for run in runs))}",
         f", scored at commit {', '.join(scored)}." if set(scored) - {"unknown"} else ".",
@@ -309,6 +334,19 @@ def source(runs):
     if any(tables.paper_bleu(run.settings) for run in runs):
         sentences.append(" The paper's numbers are what its text says (sections 3.2 and 4.2, appendix H).")
     return "".join(sentences)
+
+
+def test_name(runs):
+    """The name of the paper's test set where the scores are of all its lines."""
+    whole = {known.test for run in runs if (known := tables.corpus(run.settings)) and known.test}
+    lines = {score.lines for run in runs for score in run.scores if score.subset == tables.TEST}
+    return f" {', '.join(name for name, _ in whole)}" if whole and lines == {number for _, number in whole} else ""
+
+
+def trained_for(runs):
+    """How long the longest of the runs were trained, in epochs and updates."""
+    longest = max(runs, key=lambda run: run.updates)
+    return f"up to {count(len(longest.epochs), 'epoch')}, {longest.updates:,} updates"
 
 
 # -- What the figures rest on --
@@ -473,12 +511,18 @@ def first_command(runs):
 
 
 def cost(runs):
-    """What all trainings took, in a list: updates, wall time and seconds an update; [] before the first update."""
+    """What all trainings and their scoring took, in a list; [] before the first update."""
     timed = [run for run in runs if run.wall_seconds and run.updates]
     updates, seconds = sum(run.updates for run in timed), sum(run.wall_seconds for run in timed)
     if not timed:
         return []
-    return [f"- training: {updates:,} updates in {duration(seconds)}, {seconds / updates:.2f} s an update with its validations"]
+    lines = [f"- training: {updates:,} updates in {duration(seconds)}, {seconds / updates:.2f} s an update with its validations"]
+    scored = [run for run in timed if run.score_seconds]
+    if scored:
+        seconds, trained = sum(run.score_seconds for run in scored), sum(run.wall_seconds for run in scored)
+        what = "" if len(scored) == len(runs) else f" of {count(len(scored), 'run')}"
+        lines.append(f"- scoring{what}: {duration(seconds)}, {100 * seconds / trained:.0f} % of the time of the training")
+    return lines
 
 
 # -- words --

@@ -44,8 +44,10 @@ def styles(names):
     }
 
 
-def by_epoch(panels, style):
+def by_epoch(panels, levels, style):
     """Panels one below the other over the same epochs: ``{label of the y axis: curves}``, those without curves left out.
+
+    ``levels``: the paper's numbers, drawn across the first panel.
 
     A rate is drawn on a logarithmic axis, since those of Adam and SGD, or of the two readings of no warm-up, are far apart.
     """
@@ -58,6 +60,7 @@ def by_epoch(panels, style):
             axes.set_ylabel(label)
             if label == "learning rate":
                 axes.set_yscale("log", nonpositive="mask")  # a linear decay ends at 0
+        across(all_axes[0], levels, "the paper's")
         all_axes[-1].set_xlabel("epoch")
         all_axes[-1].set_xlim(left=0)
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -87,7 +90,10 @@ def beside_the_paper(rows, style):
         axes.set_yticks(range(len(rows)), [label for _, label, _, _ in rows])
         axes.set(xlabel="tokenized BLEU, test set", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
         spread = any(ours is not None and ours.low == ours.low for _, _, ours, _ in rows)
-        key = {"ours (with 95 % interval over seeds)" if spread else "ours (one seed each)": OURS_MARK, "the paper's": PAPER_MARK}
+        key = {
+            "ours (95 % interval where there are several seeds)" if spread else "ours (one seed each)": OURS_MARK,
+            "the paper's": PAPER_MARK,
+        }
         if any(paper.bound for _, _, _, paper in rows):
             key["the paper's, at best"] = BOUND_MARK
         figure.legend([Line2D([], [], **mark) for mark in key.values()], key, loc="outside lower center", ncols=3)

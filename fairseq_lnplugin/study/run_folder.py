@@ -2,8 +2,8 @@
 
 A folder holds settings.tsv, environment.json (code and machine of the training), command.txt, train.log,
 checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring), decode/
-(fairseq-generate's output on the test set), wall_seconds, ``trained`` or ``diverged``, and ``done`` once the run is
-trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
+(fairseq-generate's output on the test set), wall_seconds and score_seconds (what training and scoring took), ``trained``
+or ``diverged``, and ``done`` once the run is trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
 Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`); ``chosen`` in the
 study's folder names the runs and seeds that recipes were told to train (:func:`read_chosen`).
 """
@@ -101,6 +101,7 @@ class Run:
     grad_norms: list
     diverged: Divergence | None
     wall_seconds: float | None
+    score_seconds: float | None
     trained: bool
     done: bool
 
@@ -195,7 +196,8 @@ def read_run(folder):
         scores=scores,
         grad_norms=read_first_grad_norms(folder / "checkpoints" / "grad_norm.tsv"),
         diverged=diverged,
-        wall_seconds=read_wall_seconds(folder / "wall_seconds"),
+        wall_seconds=read_seconds(folder / "wall_seconds"),
+        score_seconds=read_seconds(folder / "score_seconds"),
         trained=(folder / "trained").is_file() or diverged is not None or done,
         done=done,
     )
@@ -312,8 +314,8 @@ def read_divergence(path):
     return Divergence(int(match[1]), match[2])
 
 
-def read_wall_seconds(path):
-    """Seconds of training, or None where there is no such file."""
+def read_seconds(path):
+    """How long something took, or None where there is no such file."""
     text = read(path, required=False).strip()
     if not text:
         return None

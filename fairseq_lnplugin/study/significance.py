@@ -66,7 +66,8 @@ def difference(run, other, texts):
     systems = [(other.name, other_hypotheses), (run.name, hypotheses)]
     signatures, scores = PairedTest(systems, {"BLEU": metric}, [references], test_type="bs")()
     baseline, tested = scores["BLEU"]
-    return Difference(*names, tested.score, baseline.score, tested.p_value, str(signatures["BLEU"]))
+    split = COMPOUNDS_SPLIT if run.score(run.best, TEST).bleu_signature.endswith(COMPOUNDS_SPLIT) else ""
+    return Difference(*names, tested.score, baseline.score, tested.p_value, f"{signatures['BLEU']}{split}")
 
 
 def translations(run):

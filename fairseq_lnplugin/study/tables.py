@@ -15,7 +15,8 @@ from fairseq_lnplugin.study.run_folder import SETTINGS
 class Corpus(NamedTuple):
     """A corpus of the paper as it uses it (appendix A.1). ``pairs``: for training; ``tokens``: of an update.
 
-    ``exact``: ``pairs`` is what the usual script makes; ``said``: what the paper says of it, where that is another number.
+    ``exact``: ``pairs`` is what the usual script makes; ``said``: what the paper says of it, where that is another number;
+    ``test``: the name and the lines of its test set, where it has one.
     """
 
     name: str
@@ -23,10 +24,16 @@ class Corpus(NamedTuple):
     exact: bool
     tokens: int
     said: str = ""
+    test: tuple = ()
 
 
 #: IWSLT14's pairs are those of fairseq's prepare-iwslt14.sh.
-CORPORA = (Corpus("iwslt14", 160_239, True, 4096, "about 153K"), Corpus("wmt14", 4_500_000, False, 8192 * 16))
+CORPORA = (
+    Corpus("iwslt14", 160_239, True, 4096, "about 153K"),
+    Corpus("wmt14", 4_500_000, False, 8192 * 16, test=("newstest2014", 3003)),
+)
+#: Appendix A.1; fairseq's own setting has others.
+PAPER_REGULARIZATION = {"dropout": 0.1, "weight_decay": 0.0, "label_smoothing": 0.1}
 #: Epochs that figures 2 and 4 of the paper show for IWSLT14.
 PAPER_EPOCHS = 15
 #: Subsets of scores.tsv: the test set, and the first 500 validation sentences (fairseq's second --testpref).
@@ -106,10 +113,10 @@ def commit(environment):
 
 
 def state(run):
-    """``finished``, ``diverged`` or ``not finished``; a run is finished when it is trained and scored."""
+    """``finished`` (trained and scored), ``diverged``, ``trained, not scored`` or ``not finished``."""
     if run.diverged:
         return "diverged" if run.done or not run.epochs else "diverged, not scored"
-    return "finished" if run.done else "not finished"
+    return "finished" if run.done else "trained, not scored" if run.trained else "not finished"
 
 
 def tsv(rows):
@@ -170,6 +177,12 @@ class RunMean:
         return any(run.done for run in self.runs)
 
 
+def bleu_mean(scores):
+    """The mean of scores in percent and its t-interval, which ends at 0."""
+    estimate = mean(scores)
+    return estimate._replace(low=max(estimate.low, 0.0)) if len(scores) > 1 else estimate
+
+
 def means(runs):
     """A :class:`RunMean` for each run, in the order of ``runs``."""
     rows = []
@@ -180,8 +193,8 @@ def means(runs):
             RunMean(
                 *(name, group, used, [f"seed {run.seed} {state(run)}" for run in group if run not in used]),
                 mean([run.best.valid_loss for run in used]) if used else None,
-                mean([score.bleu for score in scores]) if scores else None,
-                mean([score.sacrebleu for score in scores]) if scores else None,
+                bleu_mean([score.bleu for score in scores]) if scores else None,
+                bleu_mean([score.sacrebleu for score in scores]) if scores else None,
             )
         )
     return rows
@@ -200,6 +213,12 @@ def paper_bleu(settings):
     words = settings.get("paper_bleu", "")
     numbers = re.findall(r"\d+(?:\.\d+)?", words)
     return PaperBleu(words, float(numbers[0]) if len(numbers) == 1 else None, "at best" in words) if words else None
+
+
+def paper_losses(runs):
+    """The validation losses that the paper's text gives of these runs, in order."""
+    found = {number for run in runs for number in re.findall(r"\d+(?:\.\d+)?", run.settings.get("paper_loss", ""))}
+    return sorted(map(float, found))
 
 
 class Section(NamedTuple):
@@ -264,15 +283,18 @@ def not_the_papers(runs):
         tokens, epochs = settings.get("max_tokens", ""), settings.get("max_epoch", "")
         if known and tokens.isdecimal() and int(tokens) != known.tokens:
             phrases[f"{int(tokens):,} tokens an update, the paper {known.tokens:,}"] = True
+        for name, papers in PAPER_REGULARIZATION.items():
+            if known and settings.get(name) and float(settings[name]) != papers:
+                phrases[f"{name.replace('_', ' ')} {settings[name]}, the paper {papers:g}"] = True
         if known and known.exact and epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
             phrases[f"at most {epochs} epochs, the paper {PAPER_EPOCHS}"] = True
     return list(phrases)
 
 
-def scaled_warm_ups(runs, plan):
-    """The warm-ups of the plan, in updates, that a preset scaled, with those that the runs have."""
-    planned = {row["run"]: row["warmup_updates"] for row in plan}
-    pairs = {(planned.get(run.name, ""), run.settings["warmup_updates"]) for run in runs}
+def scaled(runs, plan, name):
+    """The lengths of a plan that a preset scaled, and the runs' own; ``name``: ``warmup_updates`` or ``hold_epochs``."""
+    planned = {row["run"]: row.get(name, "") for row in plan}
+    pairs = {(planned.get(run.name, ""), run.settings.get(name, "")) for run in runs}
     return {int(papers): int(ours) for papers, ours in sorted(pairs) if papers and papers != ours}
 
 
@@ -397,8 +419,7 @@ def grad_norm_curves(runs):
     for panel_points, alike in same.values():
         names = list(dict.fromkeys(run.short_name for run in alike))
         more = f" and {len(names) - 1} more with the same norms" if len(names) > 1 else ""
-        seeds = by_name(runs)[alike[0].name]
-        more += f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
+        more += f" (seed {alike[0].seed})" if len({run.seed for run in runs}) > 1 else ""
         for panel, points in panel_points.items():
             x, y = zip(*sorted(points), strict=True)
             panels.setdefault(panel, []).append(Curve(alike[0].name, names[0] + more, list(x), list(y)))

@@ -29,9 +29,10 @@ class Progress(NamedTuple):
 
 
 def watch(read):
-    """Show the study that ``read()`` returns (runs, and the names of what has not begun), again and again until all is done or Ctrl-C.
+    """Show the study that ``read()`` returns, again and again until all is done or Ctrl-C.
 
-    Where standard output is no terminal, once. Returns the exit status, 0.
+    ``read()``: the runs, and the names of what has not begun. Where standard output is no terminal, it is shown once.
+    Returns the exit status, 0.
 
     Raises:
         RunFolderError: from ``read``.
@@ -74,7 +75,10 @@ def written(path):
 
 
 def overview(runs, to_go, signs, now):
-    """The lines of the screen. ``to_go``: what has not begun; ``signs``: when each run's folder was written last; ``now``: both in seconds since the epoch."""
+    """The lines of the screen.
+
+    ``to_go``: what has not begun; ``signs``: when each run's folder was written last; ``now``: both in seconds since the epoch.
+    """
     found = [(run, progress(run, now - signs[run.folder])) for run in runs]
     done, running = sum(run.done for run in runs), sum(at.running for _, at in found)
     studies, presets = (", ".join(distinct(run.settings[name] for run in runs)) for name in ("study", "preset"))
