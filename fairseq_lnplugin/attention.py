@@ -19,10 +19,12 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
 
     ``attention``: fairseq's MultiheadAttention; ``dtype``: of its products; ``x``: ``(tgt_len, batch, embed_dim)``; ``memory``:
     ``(src_len, batch, kdim)``; ``key_padding_mask``: ``(batch, src_len)``, true at pads; ``attn_mask``: ``(tgt_len, src_len)``,
-    added to the scores; ``incremental_state``: fairseq's, where keys and values of earlier calls are kept. Returns the output
-    ``(tgt_len, batch, embed_dim)`` in ``dtype`` and the attention probabilities ``(heads, batch, tgt_len, src_len)`` if
-    ``need_weights``, else None.
+    added to the scores, or bool and true where attention is forbidden; ``incremental_state``: fairseq's, where keys and values of
+    earlier calls are kept. Returns the output ``(tgt_len, batch, embed_dim)`` in ``dtype`` and the attention probabilities
+    ``(heads, batch, tgt_len, src_len)`` if ``need_weights``, else None.
     """
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros(attn_mask.shape, device=attn_mask.device).masked_fill_(attn_mask, float("-inf"))
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
         if incremental_state is None:

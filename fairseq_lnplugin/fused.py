@@ -8,6 +8,7 @@ are also the kernels' oracle in the tests.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 try:
     from fairseq_lnplugin import _kernels as kernels
@@ -55,7 +56,12 @@ def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     fp16 and bf16 flags, where it is the type of everything).
     """
     dtype = compute_dtype_of(modules[0].weight, dtype)
-    take = cast if torch.is_grad_enabled() or modules[0].training else kept_cast
+    if torch.is_grad_enabled() or modules[0].training or torch.jit.is_tracing():
+        take = cast
+        for parameter in (modules[0].weight, modules[0].bias):  # a change of the weights is near
+            getattr(parameter, "__dict__", {}).pop("_kept_cast", None)
+    else:
+        take = kept_cast
     weight = take(dtype, *(module.weight for module in modules))
     bias = None if modules[0].bias is None else take(dtype, *(module.bias for module in modules))
     # rows of one product: torch would make a product for each sentence of a transposed x, with a copy of the weight for each
@@ -65,13 +71,23 @@ def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
 
 def compute_dtype_of(weight, dtype):
     """The dtype products with ``weight`` run in: a model turned to half precision as a whole stays in it."""
-    return dtype if weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type) else weight.dtype
+    return dtype if weight.dtype == torch.float32 and not under_autocast(weight.device.type) else weight.dtype
+
+
+def under_autocast(device_type):
+    """Whether torch chooses the types of products; some devices, such as ``meta``, have no such thing."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def has_kernels():
+    """Whether C++ kernels are there and can run: what is traced or compiled has to be torch's own operators."""
+    return kernels is not None and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
 
 
 def on_kernels(*tensors):
-    """Whether a C++ kernel takes these: all on the CPU, the first in float32, no TorchScript or autocast around."""
+    """Whether a C++ kernel takes these: all on the CPU, the first in float32, no autocast around."""
     return (
-        kernels is not None
+        has_kernels()
         and tensors[0].dtype == torch.float32
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
@@ -92,6 +108,7 @@ class _LayerNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, statistics = ctx.saved_tensors
         return (*kernels.layer_norm_backward(grad.contiguous(), x, statistics, weight), None, None)
@@ -104,6 +121,7 @@ class _DropoutAdd(torch.autograd.Function):
         return kernels.dropout_add(x.contiguous(), y.contiguous(), p, ctx.seed)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return grad, kernels.dropout_backward(grad.contiguous(), ctx.y_dtype, ctx.p, ctx.seed), None
 
@@ -116,6 +134,7 @@ class _Dropout(torch.autograd.Function):
         return kernels.dropout_backward(y.contiguous(), dtype, p, ctx.seed)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return kernels.dropout_backward(grad.float().contiguous(), torch.float32, ctx.p, ctx.seed), None, None
 
@@ -127,6 +146,7 @@ class _Attention(torch.autograd.Function):
         return kernels.attention(q, k, v, key_padding_mask, attn_mask)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         q, k, v, key_padding_mask, attn_mask = ctx.saved_tensors
         grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
@@ -189,7 +209,7 @@ def history_attention(q, keys, values, origin, attn_mask=None, p=0.0, need_weigh
 
 def takes_attention(q):
     """Whether there are kernels of attention for ``q``."""
-    return kernels is not None and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values()
+    return has_kernels() and q.device.type == "cpu" and q.dtype in COMPUTE_DTYPES.values()
 
 
 def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weights=False):
@@ -214,7 +234,11 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weight
     weights = None
     if need_weights or (on_kernel and p > 0):  # torch's attention takes its dropout from a generator of one thread
         scores = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)
-        probs = F.softmax(scores if mask is None else scores + mask, dim=-1, dtype=torch.float32)
+        if mask is None:
+            probs = F.softmax(scores, dim=-1, dtype=torch.float32)
+        else:  # a query that may attend to nothing gets zeros, as from torch's attention
+            nothing = (mask == float("-inf")).all(dim=-1, keepdim=True)
+            probs = F.softmax((scores + mask).masked_fill(nothing, 0.0), dim=-1, dtype=torch.float32).masked_fill(nothing, 0.0)
         out = dropout(probs, p, v.dtype) @ v
         if need_weights:
             weights = probs.transpose(0, 1)
@@ -231,10 +255,9 @@ class _LabelSmoothedNLL(torch.autograd.Function):
     """Loss and its gradients, block by block of rows; the gradients are made in the forward pass and scaled in the backward."""
 
     @staticmethod
-    def forward(ctx, features, weight, target, epsilon, dtype):
+    def forward(ctx, features, weight, target, epsilon, dtype, needs_grad):
         vocab = weight.size(0)
         smooth = epsilon / (vocab - 1)
-        needs_grad = features.requires_grad or weight.requires_grad
         x, w = features.to(dtype), cast(dtype, weight)
         loss = torch.empty(target.numel(), device=x.device)
         nll = torch.empty_like(loss)
@@ -255,11 +278,14 @@ class _LabelSmoothedNLL(torch.autograd.Function):
         return loss, nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss, _):
         grad_x, grad_w = ctx.saved_tensors
         # every criterion of fairseq sums the rows, so that all entries are one number (the loss scale under fp16)
+        if grad_loss.numel() > 1 and grad_loss.stride(0) != 0 and not (grad_loss == grad_loss[0]).all():
+            raise RuntimeError("the losses of label_smoothed_nll can be summed or averaged, and not weighted row by row")
         scale = grad_loss[0] if grad_loss.numel() else grad_loss.new_ones(())
-        return grad_x * scale, grad_w * scale, None, None, None
+        return grad_x * scale, grad_w * scale, None, None, None, None
 
 
 def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
@@ -283,6 +309,11 @@ def label_smoothed_nll(features, weight, target, epsilon, dtype):
     """Fairseq's label smoothed loss and negative log-likelihood, in nats, a row each.
 
     ``features``: ``(rows, embed_dim)``, ``weight``: ``(vocab, embed_dim)``, ``target``: ``(rows,)``. The rows' losses are to be
-    summed: their gradient is taken to be one number for all rows.
+    summed: their gradient is one number for all rows.
+
+    Raises:
+        RuntimeError: in the backward pass, where the rows are weighted.
+
     """
-    return _LabelSmoothedNLL.apply(features, weight, target, epsilon, compute_dtype_of(weight, dtype))
+    needs_grad = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    return _LabelSmoothedNLL.apply(features, weight, target, epsilon, compute_dtype_of(weight, dtype), needs_grad)

@@ -156,9 +156,14 @@ class FairseqFusedAdam(FairseqAdam):
         """Continue from a checkpoint of this optimizer or of fairseq's adam.
 
         Raises:
-            SystemExit: the state is RAdam's.
+            SystemExit: the state is RAdam's, or has scaled moments in fp16.
 
         """
         if any("skip_degenerate" in group for group in state_dict["param_groups"]):
             refuse_state_of_another("fused_adam")
+        if any("exp_avg_scale" in state for state in state_dict["state"].values()):
+            raise SystemExit(
+                "the checkpoint's moments are fp16 numbers with scales (--fp16-adam-stats), which fused_adam has not; go on with "
+                "--optimizer adam --fp16-adam-stats, or add --reset-optimizer to start with fresh moments"
+            )
         super().load_state_dict(state_dict, optimizer_overrides)

@@ -6,7 +6,6 @@ round.
 
 import torch
 import torch.nn.functional as F
-from fairseq.modules import MultiheadAttention
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from fairseq.modules.gelu import gelu
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -24,6 +23,8 @@ NORM_NAMES = {
     "ffn": "final_layer_norm",
 }
 
+#: fairseq's own layers, whose place ours take.
+STOCK_NAMES = {"encoder": TransformerEncoderLayerBase.__name__, "decoder": TransformerDecoderLayerBase.__name__}
 #: fairseq's GELU copies its input to float32 and back; torch's gives the same numbers without.
 WITHOUT_COPIES = {gelu: F.gelu}
 
@@ -32,9 +33,9 @@ class Dropout(FairseqDropout):
     """fairseq's dropout, by the kernel where there is one."""
 
     @classmethod
-    def in_place_of(cls, dropout):
-        """The same rate and name, by which ``--retain-dropout-modules`` knows it."""
-        return cls(dropout.p, dropout.module_name)
+    def in_place_of(cls, dropout, module_name):
+        """The same rate; ``module_name``: fairseq's own class, by which ``--retain-dropout-modules`` knows it."""
+        return cls(dropout.p, module_name)
 
     def forward(self, x, inplace: bool = False):
         """``x`` with elements dropped: in training, and at inference if dropout is retained there."""
@@ -50,7 +51,8 @@ class Sublayers:
         Activation and its dropout become faster ones of the same mathematics.
         """
         self.activation_fn = WITHOUT_COPIES.get(self.activation_fn, self.activation_fn)
-        self.activation_dropout_module = Dropout.in_place_of(self.activation_dropout_module)
+        self.dropout_module.module_name = STOCK_NAMES[stack]
+        self.activation_dropout_module = Dropout.in_place_of(self.activation_dropout_module, STOCK_NAMES[stack])
         self.compute_dtype = fused.COMPUTE_DTYPES[cfg.compute_dtype]
         depths = (cfg.encoder.layers, cfg.decoder.layers)
         for sublayer in sublayers:
@@ -141,14 +143,16 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
         """
         layer_input = x
         if prev_self_attn_state is not None:
-            self.put_state(self.self_attn, incremental_state, prev_self_attn_state)
+            assert incremental_state is not None, "keys and values of earlier words need an incremental state"
+            self.self_attn._set_input_buffer(incremental_state, self.as_buffer(prev_self_attn_state))
         y = self.attend_self(self.self_attn_layer_norm.enter(x), self_attn_padding_mask, self_attn_mask, incremental_state)
         x = self.self_attn_layer_norm.leave(x, y, layer_input, self.branch_dropout())
 
         attn: Tensor | None = None
         if self.encoder_attn is not None and encoder_out is not None:
             if prev_attn_state is not None:
-                self.put_state(self.encoder_attn, incremental_state, prev_attn_state)
+                assert incremental_state is not None, "keys and values of the source need an incremental state"
+                self.encoder_attn._set_input_buffer(incremental_state, self.as_buffer(prev_attn_state))
             y, attn = self.attend_source(
                 self.encoder_attn_layer_norm.enter(x),
                 encoder_out,
@@ -216,14 +220,9 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
                 need_weights=need_weights,
             )
 
-    def put_state(
-        self,
-        attention: MultiheadAttention,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None,
-        state: list[Tensor],
-    ):
-        """Put given keys, values and (optionally) their padding mask into an attention's incremental state."""
+    def as_buffer(self, state: list[Tensor]) -> dict[str, Tensor | None]:
+        """Given keys, values and (optionally) their padding mask as fairseq's attention keeps them."""
         saved: dict[str, Tensor | None] = {"prev_key": state[0], "prev_value": state[1]}
         if len(state) >= 3:
             saved["prev_key_padding_mask"] = state[2]
-        attention._set_input_buffer(incremental_state, saved)
+        return saved

@@ -58,12 +58,15 @@ def fingerprint(dictionary):
 
 
 class Stack:
-    """What encoder and decoder share: numbered layers, the arrangement's norm at the end, dropout of the embeddings."""
+    """What encoder and decoder share: numbered layers, the arrangement's norm at the end, dropout of the embeddings.
+
+    ``stock_name``: of fairseq's own class, which the flag ``--retain-dropout-modules`` knows.
+    """
 
     def __init__(self, cfg, *args, **kwargs):
         self.layers_built = 0
         super().__init__(cfg, *args, **kwargs)
-        self.dropout_module = Dropout.in_place_of(self.dropout_module)
+        self.dropout_module = Dropout.in_place_of(self.dropout_module, self.stock_name)
         if self.layer_norm is not None:  # fairseq's own: the arrangement's takes its place
             self.layer_norm = LN_POSITIONS[cfg.ln_position].final_norm(self.layer_norm.normalized_shape[-1])
 
@@ -81,6 +84,8 @@ class Stack:
 
 class Encoder(Stack, TransformerEncoderBase):
     """fairseq's encoder over :class:`~fairseq_lnplugin.layers.EncoderLayer`."""
+
+    stock_name = "TransformerEncoder"
 
     def build_encoder_layer(self, cfg):
         """Fairseq's factory."""
@@ -108,6 +113,8 @@ class Encoder(Stack, TransformerEncoderBase):
 
 class Decoder(Stack, TransformerDecoderBase):
     """fairseq's decoder over :class:`~fairseq_lnplugin.layers.DecoderLayer`."""
+
+    stock_name = "TransformerDecoder"
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
@@ -147,6 +154,9 @@ class Decoder(Stack, TransformerDecoderBase):
             if self.training and self.adaptive_softmax is None:
                 extra["output_weight"] = [self.output_projection.weight.view_as(self.output_projection.weight)]
         return x, extra
+
+    def set_beam_size(self, beam_size):
+        """Fairseq's own: nothing to do, for beams of one sentence share keys and values here in any case."""
 
     def output_layer(self, features: Tensor):
         """Logits ``(batch, tgt_len, vocab)`` of ``(batch, tgt_len, embed_dim)``, their product in the compute dtype."""

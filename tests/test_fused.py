@@ -49,6 +49,79 @@ def assert_kernel_agrees(function, inputs, monkeypatch, bound):
         assert error <= bound
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("path", ["kernel", "torch"])
+def test_a_query_that_may_attend_to_nothing_gets_zeros_and_passes_no_gradient(path, p, dtype, monkeypatch):
+    """As torch's attention: with --left-pad-target the first words are pads, and before them there is nothing."""
+    if path == "torch":
+        monkeypatch.setattr(fused, "kernels", None)
+    q, k, v = (random(3, 2, 2, 8, dtype=dtype, seed=seed) for seed in range(3))
+    pads = torch.tensor([[True, True, False], [False, False, False]])
+    causal = torch.triu(torch.full((3, 3), -math.inf), 1)
+    out, _ = fused.attention(q, k, v, pads, causal, p)
+    gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
+    assert not out[:2, 0].any() and out[2, 0].any() and out[:, 1].any()
+    assert all(gradient.isfinite().all() for gradient in gradients) and not gradients[0][:2, 0].any()
+
+
+@needs_kernels
+def test_what_does_not_fit_together_is_refused_and_not_read_out_of_bounds():
+    """Shapes, rows, heads, gaps and types; each would be memory of something else."""
+    x, q = torch.randn(4, 64), torch.randn(5, 2, 2, 8)
+    logits, kernels = torch.randn(3, 50), fused.kernels
+    narrow, few_heads = torch.randn(1, 64), torch.randn(5, 2, 1, 8)
+    origin = torch.zeros(2, 5, dtype=torch.long)
+    for call in (
+        lambda: kernels.dropout_add(x, narrow, 0.1, 1),
+        lambda: kernels.dropout_add(x, x.t().contiguous().t(), 0.1, 1),
+        lambda: kernels.dropout_backward(x.t(), torch.float32, 0.1, 1),
+        lambda: kernels.layer_norm(x, torch.ones(63), torch.ones(64), 1e-5, torch.float32),
+        lambda: kernels.attention(q, few_heads, few_heads, None, None),
+        lambda: kernels.attention(q, q, q[:4], None, None),
+        lambda: kernels.attention(q, q.bfloat16(), q, None, None),
+        lambda: kernels.attention(q, q, q, torch.zeros(2, 4, dtype=torch.bool), None),
+        lambda: kernels.attention(q, q, q, None, torch.zeros(4, 4)),
+        lambda: kernels.history_attention(q[:1], q, q[:, :1], origin, False),
+        lambda: kernels.history_attention(q[:1], q, q, origin + 2, False),
+        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, 50]), 0.1, 0.1),
+        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, -1]), 0.1, 0.1),
+        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1]), 0.1, 0.1),
+        lambda: kernels.label_smoothed_rows(logits, torch.tensor([[0, 9], [1, 9], [2, 9]])[:, 0], 0.1, 0.1),
+    ):
+        with pytest.raises(RuntimeError, match="expected|none of the 50 types|no row of the history|an origin for each"):
+            call()
+
+
+def test_tensors_without_elements_pass_through():
+    """No row, or rows of no element."""
+    for shape in ((0, 8), (3, 0)):
+        empty = torch.zeros(shape, requires_grad=True)
+        assert fused.dropout(empty, 0.1, torch.float32).shape == shape
+        assert fused.dropout_add(empty, empty, 0.1).shape == shape
+    rows = torch.zeros(0, 8, requires_grad=True)
+    fused.layer_norm(rows, torch.ones(8, requires_grad=True), torch.ones(8), 1e-5, torch.float32).sum().backward()
+    assert rows.grad.shape == (0, 8)
+
+
+@needs_kernels
+def test_a_second_derivative_is_refused_and_not_wrong():
+    """The kernels have none: torch says so, where a penalty on gradients would go without its terms."""
+    x, weight = random(3, 8), random(8, seed=1)
+    out = x + fused.layer_norm(x, weight, torch.zeros(8), 1e-5, torch.float32)
+    (gradient,) = torch.autograd.grad((out**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.pow(2).sum().backward()
+
+
+def test_on_a_device_without_autocast_the_operators_work():
+    """``meta``, which knows shapes only."""
+    linear = torch.nn.Linear(4, 8, device="meta")
+    x = torch.empty(3, 4, device="meta")
+    assert fused.linear(x, torch.float32, linear).shape == (3, 8)
+    assert fused.layer_norm(x, linear.weight[0], linear.weight[1], 1e-5, torch.float32).shape == (3, 4)
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [3, 15, 64, 250])
@@ -305,6 +378,41 @@ def test_a_weight_changed_between_two_batches_of_an_evaluation_is_cast_again(cha
         CHANGES[change](projections[which])
         expected = torch.cat([x.to(dtype) @ p.weight.to(dtype).t() + p.bias.to(dtype) for p in projections], dim=1)
         torch.testing.assert_close(fused.linear(x, dtype, *projections), expected, rtol=2**-7, atol=2**-7)
+
+
+def test_a_model_trained_in_evaluation_mode_casts_its_changed_weights_again():
+    """Fine-tuning with dropout frozen: a batch with gradients comes between two without."""
+    query, key = torch.nn.Linear(4, 4).eval(), torch.nn.Linear(4, 4).eval()
+    x = torch.eye(4)
+    with torch.no_grad():
+        fused.linear(x, torch.float32, query, key)
+    fused.linear(x, torch.float32, query, key).sum().backward()
+    for parameter in (*query.parameters(), *key.parameters()):
+        parameter.data.zero_()
+    with torch.no_grad():
+        assert not fused.linear(x, torch.float32, query, key).any()
+
+
+def test_a_loss_without_gradients_makes_none(monkeypatch):
+    """Validation: two of the three products with the output weight are for the gradient."""
+    asked = []
+    rows = fused.label_smoothed_rows
+    monkeypatch.setattr(fused, "label_smoothed_rows", lambda *args: asked.append(args[-1]) or rows(*args))
+    weight, features, target = torch.nn.Parameter(torch.randn(5, 4)), random(3, 4), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        loss, nll = fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)
+    with_gradient, nll_with = fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)
+    assert asked == [False, True] and torch.equal(loss, with_gradient) and torch.equal(nll, nll_with)
+
+
+def test_losses_weighted_row_by_row_are_refused_and_not_wrong():
+    """Their gradient is made in the forward pass, for one weight; a mean is one too."""
+    weight, features, target = torch.nn.Parameter(torch.randn(5, 4)), random(3, 4), torch.tensor([0, 1, 2])
+    loss, _ = fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)
+    with pytest.raises(RuntimeError, match="not weighted row by row"):
+        (loss * torch.arange(3.0)).sum().backward()
+    loss, _ = fused.label_smoothed_nll(features, weight, target, 0.1, torch.float32)
+    (loss * torch.full((3,), 2.0)).sum().backward()
 
 
 def test_the_loss_sees_a_weight_that_an_optimizer_changed():

@@ -159,6 +159,15 @@ def test_the_state_of_radam_is_refused_in_a_sentence():
 # Real training
 
 
+def test_moments_in_scaled_fp16_are_refused_in_a_sentence():
+    """--fp16-adam-stats of fairseq's adam: numbers that mean nothing without their scales."""
+    optimizer = build(FairseqFusedAdam, weights_of())
+    state = optimizer.state_dict()
+    state["state"][0] = {"step": 1, "exp_avg_scale": 2.0}
+    with pytest.raises(SystemExit, match="--fp16-adam-stats"):
+        optimizer.load_state_dict(state)
+
+
 def arguments(data_bin, save_dir, *flags):
     """A fairseq-train command line of the tiny model: 20 updates with dropout, weight decay and clipping."""
     args = [data_bin, "--save-dir", save_dir, "--arch", "transformer_ln_study_tiny", "--batch-size", 15, "--cpu"]

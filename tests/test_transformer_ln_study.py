@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel, base_architecture
 from reference import logits as reference_logits
 
 from fairseq_lnplugin import attention, fused
@@ -179,6 +180,81 @@ def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):
         ]
         last = layer(x[3:], incremental_state={}, prev_self_attn_state=given)[0]
         torch.testing.assert_close(last, layer(x, self_attn_mask=mask)[0][3:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_history_without_an_incremental_state_is_refused():
+    """As by fairseq: there is no place for it."""
+    layer = build("pre").eval().decoder.layers[0]
+    with pytest.raises(AssertionError):
+        layer(torch.randn(1, 5, 64), prev_self_attn_state=[torch.randn(5, 2, 3, 32)] * 2)
+
+
+def test_a_bool_attention_mask_forbids(sample):
+    """As in fairseq's layer: the same as -inf added to the scores."""
+    layer = build("pre").eval().encoder.layers[0]
+    x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(9))
+    forbidden = torch.triu(torch.ones(4, 4, dtype=torch.bool), 1)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, None, forbidden), layer(x, None, forbidden.float()), rtol=1e-6, atol=1e-6)
+        assert not torch.allclose(layer(x, None, forbidden), layer(x, None))
+
+
+def test_a_decoder_told_of_its_beams_decodes_the_same(sample, operators):
+    """Fairseq's set_beam_size: in stock it changes how the caches are reordered."""
+    inputs, words, order = sample["net_input"], torch.tensor([[5, 6, 7]] * 10), torch.tensor([1, 0, 3, 2, 4, 5, 7, 6, 9, 8])
+
+    def decoded(beam):
+        model = build("pre").eval()
+        model.decoder.set_beam_size(beam)
+        with torch.no_grad():
+            memory = model.encoder.forward_torchscript({name: inputs[name] for name in ("src_tokens", "src_lengths")})
+            memory = model.encoder.reorder_encoder_out(memory, torch.arange(10) // 2)
+            state = {}
+            for length in (1, 2, 3):
+                out = model.decoder(words[:, :length], memory, incremental_state=state)[0]
+                model.decoder.reorder_incremental_state_scripting(state, order)
+        return out
+
+    torch.testing.assert_close(decoded(2), decoded(1))
+
+
+class Logits(torch.nn.Module):
+    """A model without its second result, which no trace can hold."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        return self.model(*inputs)[0]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_a_traced_model_is_saved_and_computes_the_same(position, sample, tmp_path):
+    """It holds torch's operators only, and the weights, for other sentences too."""
+    model, inputs = build(position).eval(), tuple(sample["net_input"].values())
+    with torch.no_grad():
+        traced = torch.jit.trace(Logits(model), inputs, check_trace=False)
+        traced.save(tmp_path / "model.pt")
+        loaded = torch.jit.load(tmp_path / "model.pt")
+        others = tuple(tensor[1:] for tensor in inputs)
+        torch.testing.assert_close(loaded(*others), model(*others)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_retained_dropout_knows_fairseqs_names():
+    """--retain-dropout-modules: the modules of fairseq's own transformer that a list names, and no others."""
+    names = ["TransformerEncoder", "TransformerEncoderLayerBase", "TransformerDecoder", "TransformerDecoderLayerBase"]
+
+    def retained(model, names):
+        model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=names)
+        return {name for name, module in model.named_modules() if getattr(module, "apply_during_inference", False)}
+
+    for some in (names, names[1:2], names[2:], ["MultiheadAttention"]):
+        args = Namespace(arch="transformer", encoder_layers=2, decoder_layers=2, encoder_embed_dim=64, encoder_attention_heads=2)
+        base_architecture(args)
+        stock = TransformerModel.build_model(args, TASK)
+        assert retained(build("post"), some) == retained(stock, some) != set()
 
 
 @pytest.mark.parametrize("position", ["pre", "post"])

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -93,9 +94,12 @@ inline void dropout_row(const Dropout& dropout, int64_t row, int64_t n, const Y*
   }
 }
 
+// rows of the last dimension; none of a tensor without elements
+inline int64_t rows_of(const Tensor& x) { return x.numel() ? x.numel() / x.size(-1) : 0; }
+
 template <typename F>
 void parallel_rows(int64_t rows, int64_t width, F f) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, 32768 / width), f);
+  if (rows) at::parallel_for(0, rows, std::max<int64_t>(1, 32768 / width), f);
 }
 
 template <typename Y, typename Out>
@@ -116,7 +120,8 @@ void dropout_rows(const Y* y, const float* x, Out* out, int64_t rows, int64_t n,
   }
 
 Tensor dropout_add(const Tensor& x, const Tensor& y, double p, int64_t seed) {
-  const int64_t n = x.size(-1), rows = x.numel() / n;
+  TORCH_CHECK(x.sizes() == y.sizes() && x.is_contiguous() && y.is_contiguous(), "two tensors of one shape, without gaps, expected");
+  const int64_t n = x.size(-1), rows = rows_of(x);
   Tensor out = at::empty_like(x);
   const Dropout dropout(p, seed);
   FLOAT_OR_BFLOAT16(y, dropout_rows(y.const_data_ptr<scalar>(), x.const_data_ptr<float>(), out.data_ptr<float>(), rows, n, dropout);)
@@ -124,7 +129,8 @@ Tensor dropout_add(const Tensor& x, const Tensor& y, double p, int64_t seed) {
 }
 
 Tensor dropout_backward(const Tensor& grad, at::ScalarType dtype, double p, int64_t seed) {
-  const int64_t n = grad.size(-1), rows = grad.numel() / n;
+  TORCH_CHECK(grad.is_contiguous(), "a tensor without gaps expected");
+  const int64_t n = grad.size(-1), rows = rows_of(grad);
   Tensor out = at::empty(grad.sizes(), grad.options().dtype(dtype));
   const Dropout dropout(p, seed);
   FLOAT_OR_BFLOAT16(out, dropout_rows(grad.const_data_ptr<float>(), static_cast<const float*>(nullptr), out.data_ptr<scalar>(), rows, n, dropout);)
@@ -159,7 +165,8 @@ void layer_norm_rows(const float* x, const float* weight, const float* bias, flo
 
 // returns (LN(x) in dtype, statistics)
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, at::ScalarType dtype) {
-  const int64_t n = x.size(-1), rows = x.numel() / n;
+  const int64_t n = x.size(-1), rows = rows_of(x);
+  TORCH_CHECK(x.is_contiguous() && weight.numel() == n && bias.numel() == n, "rows without gaps, as wide as weight and bias, expected");
   Tensor out = at::empty(x.sizes(), x.options().dtype(dtype)), statistics = at::empty({rows, 2}, x.options());
   FLOAT_OR_BFLOAT16(out, layer_norm_rows(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
                                          static_cast<float>(eps), out.data_ptr<scalar>(), statistics.data_ptr<float>(), rows, n);)
@@ -194,7 +201,9 @@ void layer_norm_backward_rows(const T* grad, const float* x, const float* statis
 // gradients at x (float), weight and bias
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& statistics,
                                                        const Tensor& weight) {
-  const int64_t n = x.size(-1), rows = x.numel() / n;
+  const int64_t n = x.size(-1), rows = rows_of(x);
+  TORCH_CHECK(grad.sizes() == x.sizes() && grad.is_contiguous() && x.is_contiguous() && weight.numel() == n && statistics.numel() == 2 * rows,
+              "a gradient of the shape of x, without gaps, expected");
   // one partial sum a fixed slice of rows, so that the result does not depend on how threads share the work
   const int64_t slices = std::min<int64_t>(rows, 16), slice = (rows + slices - 1) / std::max<int64_t>(slices, 1);
   Tensor grad_x = at::empty_like(x), partial = at::zeros({2, slices, n}, x.options());
@@ -251,7 +260,7 @@ void product(int64_t rows, int64_t cols, int64_t inner, const float* a, int64_t 
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLowest = std::numeric_limits<float>::lowest();
 
-// e^x for x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below e^-86
+// e^x for x <= 0, relative error below 4e-7: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below e^-86
 inline Vec exp_nonpositive(Vec x) {
   const Vec cut = x < -86.f ? Vec{} - 86.f : x;
   const IVec n = __builtin_convertvector(cut * 1.44269504f - 0.5f, IVec);  // truncation rounds these to the nearest
@@ -305,10 +314,16 @@ struct Layout {
 
 struct Shape {
   int64_t tgt_len, src_len, batch, heads, head_dim, dim, src;  // dim, src: padded head_dim and src_len
-  Shape(const Tensor& q, const Tensor& k)
+  Shape(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& pads, const std::optional<Tensor>& attn_mask)
       : tgt_len(q.size(0)), src_len(k.size(0)), batch(q.size(1)), heads(q.size(2)), head_dim(q.size(3)), dim(padded(q.size(3))),
         src(padded(k.size(0))) {
-    TORCH_CHECK(k.size(1) == batch, "as many rows of keys as of queries expected");
+    TORCH_CHECK(k.size(1) == batch && k.size(2) == heads && k.size(3) == head_dim && k.sizes() == v.sizes(),
+                "keys and values of one shape, with the rows, heads and head_dim of the queries, expected");
+    TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "one type of q, k and v expected");
+    TORCH_CHECK(!pads || (pads->sizes() == at::IntArrayRef{batch, src_len} && pads->is_contiguous()),
+                "a mask of pads (batch, src_len), without gaps, expected");
+    TORCH_CHECK(!attn_mask || (attn_mask->sizes() == at::IntArrayRef{tgt_len, src_len} && attn_mask->is_contiguous()),
+                "an attention mask (tgt_len, src_len), without gaps, expected");
   }
 };
 
@@ -356,6 +371,9 @@ void padded_pads(const Shape& s, const bool* pads, float* out) {
   for (int64_t j = 0; j < s.src_len; ++j) out[j] = pads && pads[j] ? -kInfinity : 0.f;
 }
 
+// 1 / sum, and 0 where nothing may be attended to, as torch's attention has it; NaN stays NaN by what it is multiplied with
+inline float share_of(float sum) { return sum > 0.f ? 1.f / sum : 0.f; }
+
 // softmax(q k^T + masks) of one sentence and head; q is scaled already
 void probabilities(const Shape& s, const float* q, const float* k_transposed, const float* mask, const float* pads, float* probs) {
   product(s.tgt_len, s.src, s.head_dim, q, s.dim, 1, k_transposed, s.src, probs, s.src);
@@ -374,7 +392,7 @@ void probabilities(const Shape& s, const float* q, const float* k_transposed, co
       store(p + j, e);
       sums += e;
     }
-    const float scale = 1.f / sum_of(sums);
+    const float scale = share_of(sum_of(sums));
     for (int64_t j = 0; j < s.src; j += kLanes) store(p + j, load(p + j) * scale);
   }
 }
@@ -401,7 +419,7 @@ void for_each_head(const Shape& s, F f) {
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& pads,
                  const std::optional<Tensor>& attn_mask) {
-  const Shape s(q, k);
+  const Shape s(q, k, v, pads, attn_mask);
   const Layout at_q(q), at_k(k), at_v(v);
   Tensor out = at::empty(q.sizes(), q.options());
   const Layout at_out(out);
@@ -475,7 +493,7 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
         store(probs.data() + j, e);
         sums += e;
       }
-      const float share = 1.f / sum_of(sums);
+      const float share = share_of(sum_of(sums));
       if (weights) copy_scaled(probs.data(), weights + (h * batch + b) * steps, steps, share);
       std::fill(result.begin(), result.end(), 0.f);
       for (int64_t d = 0; d < whole; d += kLanes) {
@@ -497,6 +515,11 @@ std::tuple<Tensor, std::optional<Tensor>> history_attention(const Tensor& q, con
   const int64_t batch = q.size(1), steps = keys.size(0), heads = q.size(2);
   TORCH_CHECK(q.size(0) == 1 && origin.is_contiguous() && origin.size(0) == batch && origin.size(1) == steps,
               "one query a batch row, and an origin for each of its steps");
+  TORCH_CHECK(keys.sizes() == values.sizes() && keys.size(2) == heads && keys.size(3) == q.size(3),
+              "keys and values of one shape, with the heads and head_dim of the queries, expected");
+  const int64_t* origins = origin.const_data_ptr<int64_t>();
+  TORCH_CHECK(std::all_of(origins, origins + batch * steps, [&](int64_t row) { return row < keys.size(1); }),
+              "an origin is no row of the history");
   Tensor out = at::empty(q.sizes(), q.options());
   std::optional<Tensor> weights;
   if (need_weights) weights = at::empty({heads, batch, 1, steps}, q.options().dtype(at::kFloat));
@@ -504,10 +527,9 @@ std::tuple<Tensor, std::optional<Tensor>> history_attention(const Tensor& q, con
   const Layout at_q(q), at_k(keys), at_v(values), at_out(out);
   FLOAT_OR_BFLOAT16(q, {
     const scalar *qp = q.const_data_ptr<scalar>(), *kp = keys.const_data_ptr<scalar>(), *vp = values.const_data_ptr<scalar>();
-    const int64_t* from = origin.const_data_ptr<int64_t>();
     scalar* op = out.data_ptr<scalar>();
     at::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
-      history_rows(qp, kp, vp, from, op, wp, at_q, at_k, at_v, at_out, batch, steps, heads, q.size(3), begin, end);
+      history_rows(qp, kp, vp, origins, op, wp, at_q, at_k, at_v, at_out, batch, steps, heads, q.size(3), begin, end);
     });
   })
   return {out, weights};
@@ -517,7 +539,7 @@ std::tuple<Tensor, std::optional<Tensor>> history_attention(const Tensor& q, con
 void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& pads, const std::optional<Tensor>& attn_mask, Tensor grad_q, Tensor grad_k,
                         Tensor grad_v) {
-  const Shape s(q, k);
+  const Shape s(q, k, v, pads, attn_mask);
   const Layout at_q(q), at_k(k), at_v(v), at_grad(grad), at_gq(grad_q), at_gk(grad_k), at_gv(grad_v);
   const float scale = 1.f / std::sqrt(static_cast<float>(s.head_dim));
   const std::vector<float> mask = padded_mask(s, attn_mask);
@@ -596,6 +618,8 @@ std::tuple<Tensor, Tensor> label_smoothed_rows(Tensor logits, const Tensor& targ
   Tensor loss = at::empty({rows}, logits.options()), nll = at::empty({rows}, logits.options());
   float *z = logits.data_ptr<float>(), *l = loss.data_ptr<float>(), *p = nll.data_ptr<float>();
   const int64_t* t = target.const_data_ptr<int64_t>();
+  TORCH_CHECK(logits.is_contiguous() && target.is_contiguous() && target.numel() == rows, "a target for each row, without gaps, expected");
+  TORCH_CHECK(std::all_of(t, t + rows, [&](int64_t type) { return 0 <= type && type < n; }), "a target is none of the ", n, " types");
   at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       label_smoothed_row(z + r * n, n, t[r], static_cast<float>(epsilon), static_cast<float>(smooth), l + r, p + r);
@@ -603,9 +627,36 @@ std::tuple<Tensor, Tensor> label_smoothed_rows(Tensor logits, const Tensor& targ
   return {loss, nll};
 }
 
+// The kernels are built for the machine that builds them. On another one, which shares the folder and lacks an instruction set,
+// the import fails, and torch's operators take over, in place of an illegal instruction later.
+void refuse_another_cpu() {
+#define NEEDS(feature) \
+  if (!__builtin_cpu_supports(feature)) throw pybind11::import_error("the kernels were built for a CPU with " feature)
+#ifdef __AVX2__
+  NEEDS("avx2");
+#endif
+#ifdef __FMA__
+  NEEDS("fma");
+#endif
+#ifdef __AVX512F__
+  NEEDS("avx512f");
+#endif
+#ifdef __AVX512BW__
+  NEEDS("avx512bw");
+#endif
+#ifdef __AVX512VL__
+  NEEDS("avx512vl");
+#endif
+#ifdef __AVX512DQ__
+  NEEDS("avx512dq");
+#endif
+#undef NEEDS
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  refuse_another_cpu();
   m.doc() = "CPU kernels of fairseq_lnplugin.fused";
   m.def("dropout_add", &dropout_add, "x + dropout(y)");
   m.def("dropout_backward", &dropout_backward, "gradient at y of x + dropout(y)");
