@@ -10,6 +10,7 @@
 ``--lr-scheduler warmup_inverse_sqrt``  :mod:`~fairseq_lnplugin.lr_scheduler`
 ``--optimizer radam``                 :mod:`~fairseq_lnplugin.radam`
 ``--optimizer fused_adam``            :mod:`~fairseq_lnplugin.fused_adam`
+fairseq-generate's search             :mod:`~fairseq_lnplugin.beam_search`
 ``--grad-norm-interval`` (a flag of the models)  :mod:`~fairseq_lnplugin.grad_norm`
 ====================================  ==============================================================
 """
@@ -19,6 +20,7 @@ from fairseq_lnplugin import compat  # first: it makes fairseq work on today's t
 compat.apply()
 
 from fairseq_lnplugin import (  # noqa: E402  compat has to come first
+    beam_search,
     bert_ln_study,
     fused_adam,
     fused_label_smoothed_cross_entropy,
@@ -28,10 +30,12 @@ from fairseq_lnplugin import (  # noqa: E402  compat has to come first
     transformer_ln_study,
 )
 
+beam_search.install()
 grad_norm.install()
 
 __version__ = "0.1.0"
 __all__ = [
+    "beam_search",
     "bert_ln_study",
     "compat",
     "fused_adam",

@@ -247,6 +247,21 @@ def attention(q, k, v, key_padding_mask=None, attn_mask=None, p=0.0, need_weight
     return out.permute(2, 0, 1, 3).flatten(2), weights
 
 
+def best_types(logits: Tensor, specials: int, count: int):
+    """Log-probabilities of the first ``specials`` types and of the ``count`` best others of each row, and which types they are.
+
+    ``logits``: ``(rows, vocab)``; both results are ``(rows, specials + count)``, the first one float32, and the
+    others go from the best on.
+    """
+    logits = logits.float()
+    if on_kernels(logits):
+        return kernels.best_types(logits.contiguous(), specials, count)
+    lprobs = torch.log_softmax(logits, dim=-1)
+    best, types = lprobs[:, specials:].topk(count)
+    first = torch.arange(specials, device=logits.device).expand(len(logits), -1)
+    return torch.cat([lprobs[:, :specials], best], dim=1), torch.cat([first, types + specials], dim=1)
+
+
 #: Rows of logits made at a time: 512 x 10,000 types in float32 are 20 MB, which stay in a CPU's last-level cache.
 LOGIT_ROWS = 512
 

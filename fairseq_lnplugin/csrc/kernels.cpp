@@ -653,6 +653,63 @@ void refuse_another_cpu() {
 #undef NEEDS
 }
 
+// ------------------------------------------------------------------------------------------------------------ beam search
+// Log-probabilities of the first types and of the best others of a row of logits. The k best so far are kept in order; blocks of
+// 64 logits that hold none above the least of them, nearly all, are passed over.
+
+void best_types_row(const float* z, int64_t n, int64_t specials, int64_t count, float* lprobs, int64_t* types) {
+  constexpr int64_t kStep = 4 * kLanes;
+  float* best = lprobs + specials;
+  int64_t* which = types + specials;
+  std::fill(best, best + count, -kInfinity);
+  std::fill(which, which + count, specials);
+  const auto look = [&](int64_t i) {
+    if (!(z[i] > best[count - 1])) return;
+    int64_t at = count - 1;
+    for (; at > 0 && z[i] > best[at - 1]; --at) {
+      best[at] = best[at - 1];
+      which[at] = which[at - 1];
+    }
+    best[at] = z[i];
+    which[at] = i;
+  };
+  float top = -kInfinity;
+  for (int64_t i = 0; i < specials; ++i) {
+    types[i] = i;
+    top = std::max(top, z[i]);
+  }
+  int64_t i = specials;
+  for (; i + kStep <= n; i += kStep) {
+    const Vec high = max(max(load(z + i), load(z + i + kLanes)), max(load(z + i + 2 * kLanes), load(z + i + 3 * kLanes)));
+    if (max_of(high) > best[count - 1])
+      for (int64_t j = i; j < i + kStep; ++j) look(j);
+  }
+  for (; i < n; ++i) look(i);
+  top = std::max(top, best[0]);
+  Vec sums = {};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) sums += exp_nonpositive(load(z + j) - top);
+  Vec tail = Vec{} - kInfinity;
+  for (int64_t l = 0; j + l < n; ++l) tail[l] = z[j + l] - top;
+  const float log_sum = std::log(sum_of(sums + exp_nonpositive(tail)));
+  for (int64_t l = 0; l < specials; ++l) lprobs[l] = z[l] - top - log_sum;
+  for (int64_t l = 0; l < count; ++l) best[l] = best[l] - top - log_sum;
+}
+
+// logits (rows, vocab) float; returns (rows, specials + count) log-probabilities, and the types that they are of
+std::tuple<Tensor, Tensor> best_types(const Tensor& logits, int64_t specials, int64_t count) {
+  const int64_t rows = logits.size(0), n = logits.size(1), width = specials + count;
+  TORCH_CHECK(logits.is_contiguous() && specials >= 0 && count > 0 && width <= n, "rows without gaps, of more types than asked for, expected");
+  Tensor lprobs = at::empty({rows, width}, logits.options()), types = at::empty({rows, width}, logits.options().dtype(at::kLong));
+  const float* z = logits.const_data_ptr<float>();
+  float* l = lprobs.data_ptr<float>();
+  int64_t* t = types.data_ptr<int64_t>();
+  at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) best_types_row(z + r * n, n, specials, count, l + r * width, t + r * width);
+  });
+  return {lprobs, types};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -663,6 +720,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("layer_norm", &layer_norm, "LN(x) and the rows' statistics");
   m.def("layer_norm_backward", &layer_norm_backward, "gradients of LN at x, weight, bias");
   m.def("label_smoothed_rows", &label_smoothed_rows, "label smoothed loss and nll of logits, which become the gradient");
+  m.def("best_types", &best_types, "log-probabilities of the first types and of each row's best others");
   m.def("attention", &attention, "softmax(q k^T / sqrt(d) + masks) v");
   m.def("history_attention", &history_attention, "attention of one word a row to the steps that its history points to");
   m.def("attention_backward", &attention_backward, "gradients of attention at q, k, v, written in place");

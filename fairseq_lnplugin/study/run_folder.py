@@ -3,7 +3,8 @@
 A folder holds settings.tsv, environment.json (code and machine of the training), command.txt, train.log,
 checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring), decode/
 (fairseq-generate's output on the test set), wall_seconds and score_seconds (what training and scoring took), ``trained``
-or ``diverged``, and ``done`` once the run is trained and scored. A file that is missing or damaged is an error, except for what a run still under way cannot have.
+or ``diverged``, and ``done`` once the run is trained and scored. A file that is missing or damaged is an error, except for
+what a run still under way cannot have.
 Only ``done`` runs are finished. A plan is a table of the runs that a study is to have (:func:`read_plan`); ``chosen`` in the
 study's folder names the runs and seeds that recipes were told to train (:func:`read_chosen`).
 """

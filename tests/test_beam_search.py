@@ -1,0 +1,175 @@
+"""beam_search.py: the search over a short list finds what fairseq's search over the whole vocabulary finds."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq import search, sequence_generator
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel, base_architecture
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_lnplugin import fused
+from fairseq_lnplugin.beam_search import ShortlistGenerator
+from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
+
+STOCK = ShortlistGenerator.__bases__[0]
+DICTIONARY = Dictionary()
+for index in range(300):
+    DICTIONARY.add_symbol(f"w{index}")
+TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+
+
+def build(seed=7, model=TransformerLNStudyModel, **flags):
+    """A tiny model whose output weights are large, so that beams differ and sentences end."""
+    args = Namespace(arch="transformer_ln_study_tiny", ln_position="pre", dropout=0.0, **flags)
+    ARCH_CONFIG_REGISTRY[args.arch](args)
+    torch.manual_seed(seed)
+    built = TransformerLNStudyModel.build_model(args, TASK).eval()
+    if built.decoder.adaptive_softmax is None:
+        built.decoder.output_projection.weight.data.mul_(6)
+    return built
+
+
+@pytest.fixture
+def sample():
+    """Eleven sentences of 3 to 9 words."""
+    generator = torch.Generator().manual_seed(5)
+    src = torch.full((11, 10), DICTIONARY.pad())
+    for row in range(11):
+        words = 3 + row % 7
+        src[row, -words - 1 : -1] = torch.randint(4, 300, (words,), generator=generator)
+        src[row, -1] = DICTIONARY.eos()
+    return {"id": torch.arange(11), "net_input": {"src_tokens": src, "src_lengths": src.ne(DICTIONARY.pad()).sum(1)}}
+
+
+def hypotheses(kind, models, sample, flags, **asked):
+    """Tokens and scores of every hypothesis."""
+    found = kind(models, DICTIONARY, **flags).generate(models, sample, **asked)
+    return [[(hypo["tokens"].tolist(), hypo["positional_scores"], hypo["attention"]) for hypo in hypos] for hypos in found]
+
+
+def assert_same(ours, theirs):
+    """The same words; scores to rounding."""
+    assert [[tokens for tokens, _, _ in hypos] for hypos in ours] == [[tokens for tokens, _, _ in hypos] for hypos in theirs]
+    for mine, stocks in zip(ours, theirs, strict=True):
+        for (_, scores, attention), (_, expected, expected_attention) in zip(mine, stocks, strict=True):
+            torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(attention, expected_attention, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"beam_size": 5, "len_penalty": 1.2, "max_len_a": 1.2, "max_len_b": 10},
+        {"beam_size": 1, "max_len_b": 12},
+        {"beam_size": 4, "max_len_b": 9, "min_len": 6, "normalize_scores": False},
+        {"beam_size": 3, "max_len_b": 12, "unk_penalty": -4.0},
+        {"beam_size": 3, "max_len_b": 12, "temperature": 1.7, "match_source_len": True},
+    ],
+)
+@pytest.mark.parametrize("operators", ["kernels", "torch"])
+def test_the_hypotheses_are_those_of_the_whole_vocabulary(operators, flags, sample, monkeypatch):
+    """All of a sentence's, in order, with scores and attention, for every setting of the search; some end and some are cut."""
+    if operators == "torch":
+        monkeypatch.setattr(fused, "kernels", None)
+    models = [build()]
+    theirs = hypotheses(STOCK, models, sample, flags)
+    assert_same(hypotheses(ShortlistGenerator, models, sample, flags), theirs)
+    assert len({tokens[1] for hypos in theirs for tokens, _, _ in hypos}) > 3
+
+
+def test_the_search_looks_at_the_short_list_only(sample, monkeypatch):
+    """4 special symbols and the best 10 others of 304 types."""
+    widths, step = set(), search.BeamSearch.step
+    monkeypatch.setattr(
+        search.BeamSearch,
+        "step",
+        lambda self, at, lprobs, *args, **kwargs: widths.add(lprobs.size(2)) or step(self, at, lprobs, *args, **kwargs),
+    )
+    hypotheses(ShortlistGenerator, [build()], sample, {"beam_size": 5, "max_len_b": 5})
+    assert widths == {14}
+
+
+def test_a_prefix_is_gone_on_from_as_by_fairseq(sample):
+    """The words that are given may be in no short list."""
+    models, prefix = [build()], torch.randint(4, 300, (11, 2), generator=torch.Generator().manual_seed(2))
+    flags = {"beam_size": 3, "max_len_b": 9}
+    ours = hypotheses(ShortlistGenerator, models, sample, flags, prefix_tokens=prefix)
+    assert_same(ours, hypotheses(STOCK, models, sample, flags, prefix_tokens=prefix))
+    assert all(tokens[:2] == row.tolist() for hypos, row in zip(ours, prefix, strict=True) for tokens, _, _ in hypos)
+
+
+def test_after_a_prefix_the_short_list_is_used_again(sample):
+    """One generator, asked twice."""
+    models = [build()]
+    generator = ShortlistGenerator(models, DICTIONARY, beam_size=3, max_len_b=9)
+    first = generator.generate(models, sample)
+    generator.generate(models, sample, prefix_tokens=torch.full((11, 1), 7))
+    again = generator.generate(models, sample)
+    assert [hypos[0]["tokens"].tolist() for hypos in first] == [hypos[0]["tokens"].tolist() for hypos in again]
+    assert generator.vocab_size == len(DICTIONARY)
+
+
+def of_two():
+    """An ensemble."""
+    return [build(), build(seed=8)], {}
+
+
+def of_stock():
+    """A model that is not ours."""
+    args = Namespace(arch="transformer", encoder_layers=2, decoder_layers=2, encoder_embed_dim=64, encoder_attention_heads=2)
+    base_architecture(args)
+    return [TransformerModel.build_model(args, TASK).eval()], {}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        of_two,
+        of_stock,
+        lambda: ([build()], {"no_repeat_ngram_size": 2}),
+        lambda: ([build()], {"tokens_to_suppress": ["w9"]}),
+        lambda: ([build()], {"search_strategy": search.DiverseBeamSearch(DICTIONARY, 2, 0.5)}),
+        lambda: ([build(adaptive_softmax_cutoff="100,200", criterion="adaptive_loss")], {}),
+    ],
+)
+def test_what_asks_for_the_whole_vocabulary_is_searched_by_fairseq(case, sample):
+    """Ensembles, other models, blocked n-grams, suppressed types, other searches, adaptive softmax."""
+    models, flags = case()
+    assert ShortlistGenerator(models, DICTIONARY, beam_size=4, max_len_b=7, **flags).shortlisted is None
+
+
+def test_a_vocabulary_smaller_than_the_list_is_searched_by_fairseq():
+    """Nothing would be left out."""
+    small = Dictionary()
+    for index in range(10):
+        small.add_symbol(f"w{index}")
+    assert ShortlistGenerator([build()], small, beam_size=5).shortlisted is None
+
+
+def test_fairseqs_tasks_take_this_generator():
+    """So does fairseq-generate, which asks the task for it."""
+    task = TranslationTask(TranslationConfig(), DICTIONARY, DICTIONARY)
+    generator = task.build_generator([build()], Namespace(beam=5))
+    assert type(generator) is ShortlistGenerator and generator.shortlisted is not None
+    assert sequence_generator.SequenceGenerator is ShortlistGenerator
+
+
+@pytest.mark.skipif(fused.kernels is None, reason="the kernels were not built: no C++ compiler at set-up")
+@pytest.mark.parametrize("vocab", [18, 64, 77, 1003, 6632])
+def test_the_best_types_of_the_kernel_equal_torchs(vocab, monkeypatch):
+    """Log-probabilities and types, for rows beside a vector's, among them -inf, one type far ahead, and NaN."""
+    logits = 3 * torch.randn(9, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[1, 4:] = torch.arange(vocab - 4) * 0.01
+    logits[2, 5] = 90.0
+    logits[3, 6:9] = -torch.inf
+    logits[4, 7] = torch.nan
+    lprobs, types = fused.best_types(logits, 4, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "kernels", None)
+        expected, expected_types = fused.best_types(logits, 4, 10)
+    torch.testing.assert_close(lprobs, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    finite = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8])
+    assert torch.equal(types[finite], expected_types[finite]) and lprobs[4].isnan().all()
