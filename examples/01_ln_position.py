@@ -3,8 +3,8 @@
     python examples/01_ln_position.py
 
 Builds the model twice, once for each ``--ln-position``, and prints the gradient norm of every decoder layer's W2 for one
-batch of made-up sentences. Post-LN's norms grow towards the output, where they are well above Pre-LN's, so that the first
-updates at a high rate change the last layers too much; Pre-LN's do not grow. Takes seconds on a CPU.
+batch of made-up sentences. Post-LN's norms grow towards the output, where they are well above Pre-LN's; Pre-LN's do not grow.
+The paper's explanation is that a high rate then moves the last layers too far. Takes seconds on a CPU.
 """
 
 import sys

@@ -17,7 +17,7 @@
 #           pairs, warm-up scaled) or smoke (400 pairs, to try the machinery);
 #           DATA, RUNS: folders; all others are at the top of recipes/common.sh
 # Writes: runs/iwslt14-<preset>/RESULTS.md, results.tsv and figures, and <run>/seed<k>/ with logs, scores, checkpoints
-# Time:   a run of PRESET=paper takes hours on a GPU and about 9 GB of checkpoints; cpu about 30 minutes a run on one
+# Time:   a run of PRESET=paper makes about 9 GB of checkpoints; cpu about 30 minutes a run on one
 #         core; smoke minutes
 # Expect: recipes/runs.tsv has the paper's BLEU: about 34 for Post-LN with warm-up and for Pre-LN without, 8.45 at best for Post-LN
 #         without; --setting fairseq: 34.5 to 35 on the whole data, which is fairseq's number and not the paper's

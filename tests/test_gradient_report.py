@@ -31,6 +31,17 @@ def test_the_report_names_its_data_and_their_size():
     assert "`train` of iwslt14-de-en (40,653 of 160,239 pairs, de-en, 9,000 and 7,000 types)" in page
 
 
+def test_the_commit_of_the_measurements_is_told_apart_from_that_of_the_writing():
+    """A report is written again without measuring again; older measurements did not keep their commit."""
+    records = new()
+    made = {"commit": "9999fed", "dirty": True, "torch": "2.6.0", "device": "another CPU"}
+    records[0]["measured_with"] = made
+    assert (
+        "measured at commit 9999fed with changes and not kept, torch 2.6.0, device another CPU; written at commit 0123abc"
+        in text(records)
+    )
+
+
 def test_the_papers_settings_are_a_reproduction():
     """All pairs, 4096 tokens, dropout and label smoothing 0.1, the checkpoint's training too."""
     page = text([*new(), record(2, "post", 1, 0.1, checkpoint="c" * 16, training=TRAINING)])

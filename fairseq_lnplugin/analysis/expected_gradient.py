@@ -133,7 +133,7 @@ def measure_all(args):
     left = [(source, seed) for source, seed in todo if json.dumps(source.unit(seed), sort_keys=True) not in done]
     say(f"{len(todo)} models (with seeds), {len(todo) - len(left)} measured before; {args.batches} mini-batches each")
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    clock = Clock(sum(source.layers + 3 for source, _ in left))
+    clock, made_with = Clock(sum(source.layers + 3 for source, _ in left)), environment()
     for number, (source, seed) in enumerate(left, 1):
         title = f"{number} of {len(left)}, {source.title}, seed {seed}"
         utils.set_torch_seed(seed)
@@ -143,11 +143,12 @@ def measure_all(args):
         began = time.monotonic()
         result = measure(model.to(device), criterion, batches, seed, lambda share, title=title: clock.show(title, share))
         record = {"shared": shared, "unit": source.unit(seed), **result, "seconds": round(time.monotonic() - began, 3)}
+        record["measured_with"] = {name: made_with[name] for name in ("commit", "dirty", "torch", "device")}
         append(out / FILE_NAME, record)
         clock.finish(source.layers + 3)
         say(f"{title}: last W2 {headline(record)}, {record['seconds']:.0f} s{clock.left()}")
         del model, criterion
-    facts = {"data": data.facts, "lr_adam": args.lr_adam, "lr_sgd": args.lr_sgd, "environment": environment()}
+    facts = {"data": data.facts, "lr_adam": args.lr_adam, "lr_sgd": args.lr_sgd, "environment": made_with}
     records = load(out / FILE_NAME, shared)  # with what other commands measured meanwhile
     try:
         gradient_report.write(out, records, facts)

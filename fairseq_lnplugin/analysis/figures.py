@@ -109,11 +109,19 @@ def theory(folder, checks):
         ends = [(check.measured.low - middle) / half, (check.measured.high - middle) / half]
         colour = VERDICT_COLOURS[check.verdict]
         axes[2].plot([max(-2, min(2, end)) for end in ends], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
-        axes[2].plot(max(-2, min(2, (check.measured.value - middle) / half)), row, "|", color=colour)
+        at = (check.measured.value - middle) / half
+        # what lies beyond the panel is an arrow at its edge
+        axes[2].plot(max(-1.95, min(1.95, at)), row, "|" if abs(at) < 2 else "<" if at < 0 else ">", color=colour, markersize=5)
     axes[2].axvspan(-1, 1, color="grey", alpha=0.15)
-    axes[2].set_yticks(range(len(ranged)), [f"{check.item}: {check.claim[:44]}" for check in reversed(ranged)], fontsize=6)
-    axes[2].set(xlim=(-2, 2), xlabel="95 % interval; grey: the range that the claim allows", title="claims")
+    axes[2].set_yticks(range(len(ranged)), [check_label(check) for check in reversed(ranged)], fontsize=6)
+    axes[2].set(xlim=(-2, 2), xlabel="95 % interval; grey: the range that the claim allows; arrow: beyond", title="claims")
     return save(figure, folder, "theory")
+
+
+def check_label(check):
+    """A claim's item and as much of it as a row has room for, its beginning and its end."""
+    claim = check.claim if len(check.claim) <= 60 else f"{check.claim[:38]} ... {check.claim[-18:]}"
+    return f"{check.item}: {claim}"
 
 
 def of_init_reference(rows, weight_init, depths):

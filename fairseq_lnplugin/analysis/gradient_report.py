@@ -13,7 +13,7 @@ from fairseq_lnplugin.analysis import figures, gradient_claims, intervals
 from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis.gradient_claims import bracket
 from fairseq_lnplugin.study import tables as study_tables
-from fairseq_lnplugin.study.wording import count
+from fairseq_lnplugin.study.wording import count, distinct
 from fairseq_lnplugin.whole_file import replacing
 
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
@@ -139,8 +139,8 @@ def markdown(groups, records, facts, drawn):
         f"`fairseq-ln gradients`: {shared['arch']}, {shared['compute_dtype']} products, dropout {shared['dropout']}, "
         f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from {data_words(data)}, "
         f"{sum(map(len, groups.values()))} models in {sum(record['seconds'] for record in records) / 60:.0f} minutes, all "
-        f"processes together, on {made['device']}; written at commit {written_at(made)}, torch {made['torch']}. The commands "
-        "that measure the same stand at the end.",
+        f"processes together; {measured_with(records)}; written at commit {written_at(made)}. The commands that measure the same "
+        "stand at the end.",
         "",
         "Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing "
         f"{shared['label_smoothing']} as in training. *Expected gradient*: element-wise mean over the mini-batches, then the "
@@ -161,6 +161,14 @@ def markdown(groups, records, facts, drawn):
     if drawn:
         lines += ["## Figures", "", *(f"![{path.stem}](figures/{path.name})" for path in drawn if path.suffix == ".png"), ""]
     return "\n".join(lines)
+
+
+def measured_with(records):
+    """Commits, torch and devices of the measurements; older ones did not keep them."""
+    kept = [record["measured_with"] for record in records if "measured_with" in record]
+    words = [f"{name} {', '.join(distinct(each[name] for each in kept))}" for name in ("torch", "device") if kept]
+    commits = distinct(written_at(each) for each in kept) + ["not kept"] * (len(kept) < len(records))
+    return ", ".join([f"measured at commit {' and '.join(commits)}", *words])
 
 
 def written_at(environment):
