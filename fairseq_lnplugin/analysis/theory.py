@@ -578,9 +578,9 @@ def markdown(checks, on_model, facts, drawn):
             "Lemma 2's ranges are wider than its claims by what a layer's mean varies over so few seeds: 12 % to each side at "
             "width 512, and as 1 / sqrt(d) below it. Where the model is not the theory's: its inputs start at 1.5 d and not at d "
             "(a word's embedding brings d, the sinusoids d/2); its attention has four or more heads and random W_Q, W_K, so that "
-            "it is near uniform but not uniform; its values and output projection add d/2 at most for an attention sub-layer where the theory's W_V adds d "
-            "(gain 1/sqrt(2) of fairseq's Xavier init); its decoder layers have three sub-layers; its tokens are not "
-            "independent.",
+            "it is near uniform but not uniform; its values and output projection add d/2 at most for an attention sub-layer "
+            "where the theory's W_V adds d (gain 1/sqrt(2) of fairseq's Xavier init); its decoder layers have three sub-layers; "
+            "its tokens are not independent.",
             "",
         ]
     else:
