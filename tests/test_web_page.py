@@ -2,14 +2,20 @@
 
 import base64
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 from run_folders import PRE_SETTINGS, write_run
 
 from fairseq_lnplugin import cli
+from fairseq_lnplugin.study.plots import COLORS
 from fairseq_lnplugin.study.web_page import web_page
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FIGURE = "[![Loss](figures/loss.png)](figures/loss.svg)"
 
 
@@ -104,3 +110,15 @@ def test_a_figure_without_a_link_is_not_taken_in():
     """Only what the report itself writes is replaced, by the SVG of its name."""
     page = web_page(f"# Title\n\n{FIGURE}\n\n`{FIGURE}`\n", {"figures/loss.svg": b"<svg/>"})
     assert page.count("data:image/svg+xml;base64,PHN2Zy8+") == 1 and "<title>Title</title>" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+def test_a_browser_without_a_network_paints_the_figures(report, tmp_path):
+    """A real one, headless: the second run's curve is blue, and nothing else on the page is."""
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1000,8000"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    subprocess.run([BROWSER, *flags, f"file://{report / 'RESULTS.html'}"], check=True, capture_output=True, timeout=120)
+    pixels = imread(picture)[..., :3]
+    blue = abs(pixels - to_rgb(COLORS[1])).max(axis=2) < 0.02
+    assert blue.sum() > 200
