@@ -67,6 +67,7 @@ UNIT=epoch                # what LENGTH, the most that a run is trained, counts:
 RECIPE=$(basename "$0" .sh)
 USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
 WORKED=                   # what this start did; empty: nothing to do
+BPE=                      # folder of the parallel text in subwords, where there is one
 RUNS_TO_COME=0            # after the one that is being trained
 
 log() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$RECIPE" "$*" >&2; }
@@ -449,6 +450,7 @@ use_corpus() {
     die "$BIN has no dictionaries dict.$SRC.txt and dict.$TGT.txt; start with stage 1"
   TEXT=$CORPUS
   [[ ! -d $BIN/text ]] || TEXT=$BIN/text
+  BPE=$TEXT/bpe
   PAIRS=$(($(wc -l <"$TEXT/train.$TGT")))
   [[ -z $CORPUS_NOTE ]] || log "$CORPUS_NAME: $CORPUS_NOTE"
 }
@@ -460,7 +462,7 @@ updates_per_epoch() {
     if [[ $DRY_RUN ]]; then
       echo 'UPDATES_PER_EPOCH' && return
     fi
-    python - "$TEXT/bpe/train.$SRC" "$TEXT/bpe/train.$TGT" "$WORKER_TOKENS" 2>"$file.log" <<'PYTHON' | write "$file"
+    python - "$BPE/train.$SRC" "$BPE/train.$TGT" "$WORKER_TOKENS" 2>"$file.log" <<'PYTHON' | write "$file"
 import sys
 import numpy as np
 from fairseq.data import data_utils
@@ -481,12 +483,12 @@ PYTHON
 check_lengths() {
   local file=$BIN/longest longest
   if [[ ! -s $file ]]; then
-    awk '{ if (NF + 1 > most) most = NF + 1 } END { print most }' "$TEXT/bpe/"{train,valid}".$SRC" "$TEXT/bpe/"{train,valid}".$TGT" |
+    awk '{ if (NF + 1 > most) most = NF + 1 } END { print most }' "$BPE/"{train,valid}".$SRC" "$BPE/"{train,valid}".$TGT" |
       write "$file"
   fi
   longest=$(<"$file")
   ((longest <= WORKER_TOKENS)) ||
-    die "a line of $TEXT/bpe has $longest subwords with its end mark, and a worker's share of an update is $WORKER_TOKENS tokens" \
+    die "a line of $BPE has $longest subwords with its end mark, and a worker's share of an update is $WORKER_TOKENS tokens" \
       "(WORKERS=$WORKERS, UPDATE_FREQ=$UPDATE_FREQ); use fewer workers, a smaller UPDATE_FREQ or a larger preset"
 }
 
@@ -921,7 +923,7 @@ each_run() {
   todo=$(unfinished "$action")
   [[ $action == score ]] || log "$BATCH"
   if [[ ! $DRY_RUN ]]; then
-    [[ $action == score || ! $TEXT ]] || check_lengths
+    [[ $action != train || ! $BPE ]] || check_lengths
     [[ $action == score ]] || jobs=$JOBS
     threads $(($(cores) / jobs > 0 ? $(cores) / jobs : 1))
     if ((todo > 0)); then
