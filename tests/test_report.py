@@ -855,6 +855,14 @@ def test_runs_with_the_same_gradient_norms_share_a_curve(study):
     assert labels == ["post-adam-lr1e-3-warmup4000 and 1 more with the same norms", "pre-adam-lr5e-4-step"]
 
 
+def test_the_norms_of_several_seeds_are_a_line_each_under_one_name(tmp_path):
+    """The legend has one entry a run, which says so."""
+    write_run(tmp_path)
+    write_run(tmp_path, seed=2)
+    (curves, *_) = tables.grad_norm_curves(read_study(tmp_path)).values()
+    assert [curve.label for curve in curves] == [f"{POST.removeprefix('iwslt14-')} (a line a seed)"] * 2
+
+
 def test_runs_differ_in_line_and_marker_without_colour():
     """The 18 runs of figures 2 and 4 can be told apart in grey."""
     looks = plots.styles([f"run {i}" for i in range(18)]).values()

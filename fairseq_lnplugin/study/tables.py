@@ -419,7 +419,7 @@ def grad_norm_curves(runs):
     for panel_points, alike in same.values():
         names = list(dict.fromkeys(run.short_name for run in alike))
         more = f" and {len(names) - 1} more with the same norms" if len(names) > 1 else ""
-        more += f" (seed {alike[0].seed})" if len({run.seed for run in runs}) > 1 else ""
+        more += " (a line a seed)" if len({run.seed for run in runs if run.name == alike[0].name}) > 1 else ""
         for panel, points in panel_points.items():
             x, y = zip(*sorted(points), strict=True)
             panels.setdefault(panel, []).append(Curve(alike[0].name, names[0] + more, list(x), list(y)))
