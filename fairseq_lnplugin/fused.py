@@ -45,8 +45,12 @@ def forget_casts(module):
     training or to evaluation.
     """
     for parameter in module.parameters():
-        if hasattr(parameter, "_kept_cast"):
-            del parameter._kept_cast
+        forget_cast(parameter)
+
+
+def forget_cast(parameter):
+    """Drop the kept cast of one parameter, if there is one."""
+    parameter.__dict__.pop("_kept_cast", None)
 
 
 def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
@@ -58,8 +62,9 @@ def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     dtype = compute_dtype_of(modules[0].weight, dtype)
     if torch.is_grad_enabled() or modules[0].training or torch.jit.is_tracing():
         take = cast
-        for parameter in (modules[0].weight, modules[0].bias):  # a change of the weights is near
-            getattr(parameter, "__dict__", {}).pop("_kept_cast", None)
+        forget_cast(modules[0].weight)  # a change of the weights is near
+        if modules[0].bias is not None:
+            forget_cast(modules[0].bias)
     else:
         take = kept_cast
     weight = take(dtype, *(module.weight for module in modules))
@@ -90,7 +95,7 @@ def on_kernels(*tensors):
         has_kernels()
         and tensors[0].dtype == torch.float32
         and all(tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        and not under_autocast("cpu")
     )
 
 

@@ -1015,8 +1015,8 @@ report() {
 # report_inputs: the plan and the files of RUNS that say how far each run is, with their sums.
 report_inputs() {
   cksum <recipes/runs.tsv
-  (cd "$RUNS" && { [[ ! -f chosen ]] || cksum chosen; } && find . -path '*/seed*/*' \( -name settings.tsv -o -name train.log -o -name trained -o -name diverged \
-    -o -name 'done' -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
+  (cd "$RUNS" && find . \( -path ./chosen -o -path '*/seed*/*' \) \( -name chosen -o -name settings.tsv -o -name train.log \
+    -o -name trained -o -name diverged -o -name 'done' -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
 }
 
 # finish: the last line of a recipe.

@@ -39,13 +39,13 @@ from fairseq_lnplugin.study.wording import count, decimals, distinct, duration, 
 
 #: Wikipedia and BookCorpus (section 4.1).
 PAPER_WORDS = 3_400_000_000
-#: Updates after which each position has about the same validation loss (section 4.2, whose text swaps the two numbers).
 #: Lengths of Devlin et al. 2019, whose settings the paper follows, and what they count.
 DEVLIN = {
     "tokens_per_sample": (512, "subwords a block"),
     "max_tokens": (256 * 512, "tokens an update"),
     "max_update": (1_000_000, "updates"),
 }
+#: Updates after which each position has about the same validation loss (section 4.2, whose text swaps the two numbers).
 PAPER_UPDATES = {"post": 700_000, "pre": 500_000}
 PAPER_LOSS = 1.69
 #: What is shown of each task; the paper shows accuracies only.

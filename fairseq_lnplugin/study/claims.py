@@ -33,6 +33,9 @@ FASTER = 2 / 3
 #: Losses (base 2) that differ by less are alike; one is "far better" that is lower by LOSS_FAR, 30 % less perplexity.
 LOSS_CLOSE, LOSS_FAR = 0.05, 0.5
 
+#: Said behind a comparison with a run that has not learned to translate.
+NOT_COUNTED = f"not counted: below {LEARNED:g} BLEU"
+
 RULES = (
     f"*far below*: at most {FAR:g} of the other's BLEU; *a part*: more than {CLOSE:g} BLEU, and less than {FAR:g} of it; *nearly "
     f"all*: at most {LEFT:g} of it is left; *the same level*: not more than {CLOSE:g} BLEU below, in part {WIDE:g}; *little "
@@ -266,9 +269,14 @@ class Part(NamedTuple):
     lacking: tuple = ()
 
     @property
-    def said(self):
-        """The verdict, for behind the words."""
-        return f"not counted: below {LEARNED:g} BLEU" if self.verdict == UNKNOWN else self.verdict
+    def compares(self):
+        """Whether it sets two runs side by side, and so has a verdict of its own."""
+        return bool(self.pair or self.curves)
+
+    @property
+    def judged_words(self):
+        """The words with the verdict behind them, where there is one."""
+        return f"{self.words} ({NOT_COUNTED if self.verdict == UNKNOWN else self.verdict})" if self.compares else self.words
 
 
 class Claim(NamedTuple):
@@ -329,13 +337,13 @@ def claims(means, plan):
 def claim(evidence, figure, statement, *groups):
     """The claim that all groups of parts together decide, each by the comparisons in it that can be made."""
     parts = [part for group in groups for part in group]
-    differ = len({part.verdict for part in parts if part.pair or part.curves}) > 1
+    differ = len({part.verdict for part in parts if part.compares}) > 1
     known = evidence.corpus if evidence.corpus in PAPER else "iwslt14"
     paper = PAPER[known].get(statement)
     return Claim(
         *(figure, statement, f"on {known.upper()}: {paper}" if paper else ""),
         every([either([part.verdict for part in group]) for group in groups]),
-        [part.words + (f" ({part.said})" if differ and (part.pair or part.curves) else "") for part in parts if part.words],
+        [part.judged_words if differ else part.words for part in parts if part.words],
         distinct(part.pair for part in parts if part.pair),
         distinct(name for part in parts for name in part.curves),
         distinct(name for part in parts for name in part.lacking),

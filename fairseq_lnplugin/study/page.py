@@ -164,7 +164,7 @@ def claim_paragraph(claim, notes):
 def notes(claim, tests):
     """What is to be said of a claim about translations: how likely chance is, or that its measure has not learned."""
     if claim.verdict == claims.UNKNOWN:
-        what = "Some of what" if any("not counted" in words for words in claim.words) else "What"
+        what = "Some of what" if any(claims.NOT_COUNTED in words for words in claim.words) else "What"
         unlearned = f"{what} it is measured against is below {claims.LEARNED:g} BLEU, and has not learned to translate."
         return [] if claim.lacking else [unlearned]
     made = [test for test in tests if (test.name, test.other) in claim.pairs and test.p_value is not None]
@@ -235,15 +235,14 @@ def curves_of(section, others):
             f"BLEU, first {tables.valid500_lines(runs)}\nvalidation sentences": tables.bleu_curves(runs),
         }
         if any(panels.values()):
-            levels = tables.paper_losses(section.runs) if tables.valid_loss_curves(runs) else []
+            losses, *_ = panels.values()
+            levels = tables.paper_losses(section.runs) if losses and part != "SGD" else []
             name = "-".join(filter(None, ["figure" + section.figure if section.figure else "curves", part.lower()]))
             caption = "Validation loss, learning rate as logged, and BLEU of the scored epochs on the first validation sentences"
             if others:
                 caption += "; beside it the runs of other figures that its claim is about"
-            if levels and part != "SGD":
+            if levels:
                 caption += "; dashed: the loss that the paper's text gives"
-            else:
-                levels = []
             drawings.append(Drawing(name, f"{part}: {caption}" if part else caption, runs, "by_epoch", (panels, levels)))
     return drawings
 

@@ -44,7 +44,7 @@ def run(args):
         raise SystemExit("fairseq-ln report: --watch writes nothing; leave --out out, or --watch")
     try:
         if args.watch:
-            return watch.watch(lambda: study(args)[::2])
+            return watch.watch(lambda: progress(args))
         runs, plan, to_go = study(args)
         if all(run.settings["study"] == "bert" for run in runs):
             text, drawings, files = bert.page(runs, plan, to_go)
@@ -77,6 +77,12 @@ def study(args):
             run.settings.update({name: row[name] for name in tables.LABELS if name in row})
     runs = sorted(runs, key=lambda run: order.get(run.name, len(order)))
     return runs, plan, tables.to_go(runs, plan, read_chosen(args.runs))
+
+
+def progress(args):
+    """The runs and what has not begun."""
+    runs, _, to_go = study(args)
+    return runs, to_go
 
 
 def tested(runs, plan):
