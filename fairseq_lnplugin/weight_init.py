@@ -1,6 +1,6 @@
 """WHERE WEIGHTS START: one function a scheme, the choices of ``--weight-init``.
 
-Attention and embeddings start as fairseq's do in every scheme but ``xavier_normal``. fairseq >= 0.10 builds the FFN with
+Embeddings start as fairseq's do in every scheme, attention in all but ``xavier_normal``. fairseq >= 0.10 builds the FFN with
 ``nn.Linear``'s own start (Kaiming uniform with a = sqrt(5), random biases), which has eight times less output variance than the
 Xavier start of the paper's time at the IWSLT14 size, so that Pre-LN's growth and the gradients of W2 come out weaker.
 """
@@ -20,7 +20,7 @@ def xavier_uniform(layer):
 
 
 def xavier_normal(layer):
-    """Every matrix of the layer N(0, 2 / (fan_in + fan_out)), zero biases: the theory's start (paper, section 3.3)."""
+    """Every matrix of the layer N(0, 2 / (fan_in + fan_out)), zero biases: the theory's (section 3.3), but for its W_Q = W_K = 0."""
     for module in layer.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)

@@ -38,7 +38,7 @@ text=()
 [[ -z ${TEXT:-} ]] || text=(--from "$TEXT")
 if [[ -n ${GLUE:-} ]]; then
   [[ -e $GLUE ]] || die "GLUE=$GLUE does not exist; give a folder or an archive with MRPC and RTE"
-elif ((FIRST_STAGE <= 3 && LAST_STAGE >= 3)) && [[ ! $DRY_RUN && ! -f $TASKS_FOLDER/corpus.json ]]; then
+elif between 3 3 && [[ ! $DRY_RUN && ! -f $TASKS_FOLDER/corpus.json ]]; then
   die "GLUE is not set; give GLUE=PATH, a folder or an archive with MRPC/ and RTE/, or stop before fine-tuning: --stop-stage pretrain"
 fi
 [[ ! $DRY_RUN ]] || GLUE=${GLUE:-GLUE}
@@ -54,7 +54,7 @@ if stage 1; then
   fi
   binarize_text
 fi
-use_text
+if between 1 3; then use_text; fi
 if [[ -n ${GLUE:-} ]] && ((FIRST_STAGE <= 3)); then make_tasks; fi
 if stage 2; then each_run train; fi
 if stage 3; then

@@ -69,6 +69,9 @@ USER_DIR=fairseq_lnplugin # relative to the repository root, where recipes run
 WORKED=                   # what this start did; empty: nothing to do
 BPE=                      # folder of the parallel text in subwords, where there is one
 RUNS_TO_COME=0            # after the one that is being trained
+GPUS=0                    # until the environment says how many there are
+# the cores of this start; an OMP_NUM_THREADS of the caller's bounds them, and the ones that are set later must not
+CORES=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 log() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$RECIPE" "$*" >&2; }
 
@@ -93,8 +96,6 @@ any_python() {
 }
 
 is_count() { [[ $1 =~ ^[1-9][0-9]*$ ]]; }
-
-cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN; }
 
 # faster_dtype: the faster type of products here. Without Intel's AMX or a GPU, bfloat16 products take twice the time of float32.
 faster_dtype() {
@@ -142,10 +143,10 @@ read_row() {
   return 1
 }
 
-# column FILE STUDY NAME [FIGURES]: the cells of a column in the study's rows (of any of the figures), a line each.
+# column FILE STUDY NAME [FIGURES]: the cells of a column in the study's rows (of any of the figures, as in "2 4"), a line each.
 column() {
   awk -F '\t' -v study="$2" -v name="$3" -v figures="${4:-}" '
-    BEGIN { count = split(figures, figure, ",") }
+    BEGIN { count = split(figures, figure, " ") }
     { sub(/\r$/, "") }
     /^#/ || /^$/ { next }
     !header { for (i = 1; i <= NF; i++) at[$i] = i; header = 1; next }
@@ -215,12 +216,13 @@ check_settings() {
     die "unknown preset '$PRESET'; choose PRESET from $(column recipes/presets.tsv "$PRESETS" preset | listed)"
   if [[ -n ${FIGURE:-} && $FIGURE != all ]]; then
     mapfile -t figures < <(column recipes/runs.tsv "$STUDY" figure | tr ',' '\n' | sort -u)
-    IFS=, read -r -a wanted <<<"$FIGURE"
+    read -r -a wanted <<<"${FIGURE//,/ }"
+    ((${#wanted[@]})) || die "--figure is empty; choose from $(printf '%s\n' "${figures[@]}" | listed), all"
     for figure in "${wanted[@]}"; do
       [[ " ${figures[*]} " == *" $figure "* ]] ||
         die "there is no figure '$figure'; choose from $(printf '%s\n' "${figures[@]}" | listed), all, or several with commas"
     done
-    mapfile -t all < <(column recipes/runs.tsv "$STUDY" run "$FIGURE")
+    mapfile -t all < <(column recipes/runs.tsv "$STUDY" run "${wanted[*]}")
   else
     mapfile -t all < <(column recipes/runs.tsv "$STUDY" run)
   fi
@@ -257,7 +259,7 @@ check_settings() {
   MAX_TOKENS=${PRESET_ROW[max_tokens]}
   DECODING=(--beam "$BEAM" --lenpen "$LENPEN" "${DECODING[@]}")
   share_tokens "${PRESET_ROW[worker_tokens]:-$MAX_TOKENS}"
-  use_utf8
+  use_locale
 }
 
 # share_tokens AT_MOST: WORKER_TOKENS and UPDATE_FREQ, so that an update has MAX_TOKENS tokens over all WORKERS, and a worker no
@@ -273,11 +275,14 @@ share_tokens() {
   ((MAX_TOKENS == paper[max_tokens])) || BATCH+=", not the paper's ${paper[max_tokens]}"
 }
 
-# Umlauts in POSIX locales: Python's output is UTF-8 in any case, the other programs' where the system can.
-use_utf8() {
+# Decimals have a point in every locale, for sort, awk and printf. Umlauts in POSIX locales: Python's output is UTF-8 in any case,
+# the other programs' where the system can.
+use_locale() {
   export PYTHONUTF8=1 PYTHONIOENCODING=utf-8
+  if [[ ${LC_ALL:-} ]]; then export LC_CTYPE=$LC_ALL && unset LC_ALL; fi # it would win over the next
+  export LC_NUMERIC=C
   [[ $(locale charmap 2>/dev/null) != UTF-8 ]] || return 0
-  if locale -a 2>/dev/null | grep -iE '^c\.utf-?8$' >/dev/null; then export LC_ALL=C.UTF-8; fi
+  if locale -a 2>/dev/null | grep -iE '^c\.utf-?8$' >/dev/null; then export LC_CTYPE=C.UTF-8; fi
 }
 
 # stage N: whether stage N is to be done; says so.
@@ -286,18 +291,21 @@ stage() {
   log "stage $1: ${STAGES[$1 - 1]}"
 }
 
-# do_or_show COMMAND...: runs it; with --dry-run prints it.
-do_or_show() { if [[ $DRY_RUN ]]; then quoted "$@"; else "$@"; fi; }
+# do_or_show COMMAND...: runs it, its output beside the recipe's log; with --dry-run prints it.
+do_or_show() { if [[ $DRY_RUN ]]; then quoted "$@"; else "$@" >&2; fi; }
+
+# between FIRST LAST: whether any of these stages is to be done.
+between() { ((FIRST_STAGE <= $2 && LAST_STAGE >= $1)); }
 
 # The environment, then one second of BLEU and model code before hours of training (once an environment and RUNS).
 enter_environment() {
   [[ $DRY_RUN ]] && return
   # shellcheck source=recipes/environment.sh
   . recipes/environment.sh
-  GPUS=0
-  threads "$(cores)"
+  threads "$CORES"
 }
 
+# check_environment ACTION
 check_environment() {
   local found
   found=$(python -c '
@@ -307,7 +315,9 @@ print(torch.cuda.device_count())' 2>&1) ||
     die "the environment of $(command -v python) does not work ($(tail -n 1 <<<"$found"));" \
       "delete .venv, or leave your environment, and start again"
   GPUS=$(tail -n 1 <<<"$found")
-  ((WORKERS == 1 || GPUS > 0)) || die "WORKERS=$WORKERS needs GPUs, and torch sees none; fairseq trains with several on GPUs only"
+  # srun may start its processes on other machines than this one
+  [[ $1 != train || $LAUNCH == srun* ]] || ((WORKERS == 1 || GPUS > 0)) ||
+    die "WORKERS=$WORKERS needs GPUs, and torch sees none; fairseq trains with several on GPUs only"
 }
 
 # -- Corpus --
@@ -317,7 +327,7 @@ print(torch.cuda.device_count())' 2>&1) ||
 # find_source NAME HINT: SOURCE, the flags of the corpus script for the setting NAME: a path, or an address to download from.
 find_source() {
   local value=${!1:-}
-  SOURCE=() SOURCE_NAME=$1
+  SOURCE=() SOURCE_HINT="give $1=PATH, an archive or a folder"
   case $value in
     '')
       [[ -f $CORPUS/corpus.json || $DRY_RUN || $FIRST_STAGE -gt 1 ]] ||
@@ -336,7 +346,7 @@ find_source() {
 make_corpus() {
   if ((${#SOURCE[@]})); then
     do_or_show python "recipes/corpora/$1" --out "$CORPUS" "${SOURCE[@]}" "${@:2}" ||
-      die "$CORPUS could not be made from ${SOURCE[1]}; see above, or give $SOURCE_NAME=PATH, an archive or a folder"
+      die "$CORPUS could not be made from ${SOURCE[-1]}; see above, or $SOURCE_HINT"
   fi
   binarize
 }
@@ -355,15 +365,38 @@ corpus_facts() {
   } <<<"$facts"
 }
 
-# The binarized folder of this preset: all of the corpus, or its first pairs.
+# set_bin: BIN, the binarized folder of this preset, and TEXT, which it is made of: all of the corpus, or its first pairs.
 set_bin() {
   local train=${PRESET_ROW[train_pairs]} heldout=${PRESET_ROW[heldout_pairs]}
   BIN=$CORPUS/bin${train:+-train$train}${heldout:+-heldout$heldout}
+  TEXT=$CORPUS
+  [[ ! $train$heldout ]] || TEXT=$BIN/text
+}
+
+# first_pairs FOLDER: as many of CORPUS' pairs as the preset takes, as text and in subwords.
+first_pairs() {
+  local split kind lang limit command
+  do_or_show mkdir -p "$1/bpe"
+  for split in train valid test valid500; do
+    limit=${PRESET_ROW[heldout_pairs]}
+    [[ $split != train ]] || limit=${PRESET_ROW[train_pairs]}
+    for kind in '' bpe/; do
+      for lang in "$SRC" "$TGT"; do
+        command=(head -n "$limit" "$CORPUS/$kind$split.$lang")
+        [[ $limit ]] || command=(cat "$CORPUS/$kind$split.$lang")
+        if [[ $DRY_RUN ]]; then
+          echo "$(quoted "${command[@]}") >$(quoted "$1/$kind$split.$lang")"
+        else
+          "${command[@]}" >"$1/$kind$split.$lang"
+        fi
+      done
+    done
+  done
 }
 
 # binarize: CORPUS/bpe to BIN, with the dictionaries' sha256 beside them.
 binarize() {
-  local text=$CORPUS split lang lines other dictionaries=() limit work
+  local text=$CORPUS split lang lines other dictionaries=() work
   set_bin
   work=$BIN.partial
   [[ ! $DRY_RUN ]] || work=$BIN
@@ -377,18 +410,12 @@ binarize() {
   if [[ ! $DRY_RUN ]]; then
     [[ ! -e $BIN ]] || die "$BIN exists and is not this recipe's work; move it away"
     work_alone "$work"
-    if [[ $BIN != "$CORPUS/bin" ]]; then
-      mkdir -p "$work/text/bpe"
-      for split in train valid test valid500; do
-        limit=${PRESET_ROW[heldout_pairs]:-1000000000}
-        [[ $split != train ]] || limit=${PRESET_ROW[train_pairs]:-1000000000}
-        for lang in "$SRC" "$TGT"; do
-          head -n "$limit" "$CORPUS/bpe/$split.$lang" >"$work/text/bpe/$split.$lang"
-          head -n "$limit" "$CORPUS/$split.$lang" >"$work/text/$split.$lang"
-        done
-      done
-      text=$work/text
-    fi
+  fi
+  if [[ $TEXT != "$CORPUS" ]]; then
+    text=$work/text
+    first_pairs "$text"
+  fi
+  if [[ ! $DRY_RUN ]]; then
     for split in train valid test valid500; do
       lines=$(wc -l <"$text/bpe/$split.$SRC") other=$(wc -l <"$text/bpe/$split.$TGT")
       ((lines > 0 && lines == other)) ||
@@ -402,7 +429,7 @@ binarize() {
   fi
   local command=(fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --trainpref "$text/bpe/train"
     --validpref "$text/bpe/valid" --testpref "$text/bpe/test,$text/bpe/valid500" --destdir "$work"
-    --workers "$(cores)" ${dictionaries[@]+"${dictionaries[@]}"})
+    --workers "$CORES" ${dictionaries[@]+"${dictionaries[@]}"})
   if [[ $DRY_RUN ]]; then
     quoted "${command[@]}"
     return
@@ -442,14 +469,12 @@ dictionary_hashes() { sha256 "$1/dict.$SRC.txt" "$1/dict.$TGT.txt"; }
 use_corpus() {
   set_bin
   if [[ $DRY_RUN && ! -d $BIN ]]; then
-    LOWERCASE='' CORPUS_NAME='' TEXT=$CORPUS PAIRS=''
+    LOWERCASE='' CORPUS_NAME='' PAIRS=''
     return
   fi
   corpus_facts
   [[ -f $BIN/dict.$SRC.txt && -f $BIN/dict.$TGT.txt ]] ||
     die "$BIN has no dictionaries dict.$SRC.txt and dict.$TGT.txt; start with stage 1"
-  TEXT=$CORPUS
-  [[ ! -d $BIN/text ]] || TEXT=$BIN/text
   BPE=$TEXT/bpe
   PAIRS=$(($(wc -l <"$TEXT/train.$TGT")))
   [[ -z $CORPUS_NOTE ]] || log "$CORPUS_NAME: $CORPUS_NOTE"
@@ -494,16 +519,17 @@ check_lengths() {
 
 # -- One run --
 
-# scaled_warmup UPDATES: as the preset says; where it says nothing, in proportion to this run's updates, of which the paper's IWSLT14
-# runs have about 17,000.
+# scaled_warmup UPDATES [EPOCHS WHOLE]: as the preset says, for as much of its WHOLE epochs as a run has; where it says nothing, in
+# proportion to this run's updates, of which the paper's IWSLT14 runs have about 17,000.
 scaled_warmup() {
-  local scale=${PRESET_ROW[warmup_scale]} updates
+  local scale=${PRESET_ROW[warmup_scale]} updates share=${2:-1}/${3:-1}
   if [[ -z $scale ]]; then
     updates=$(updates_per_epoch) || exit 1
     [[ $updates == [0-9]* ]] || { echo "$1*$updates*$LENGTH/17000" && return; }
-    scale=$(awk -v updates=$((updates * LENGTH)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }')
+    scale=$(awk -v updates=$((updates * LENGTH)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }') share=1/1
   fi
-  awk -v n="$1" -v scale="$scale" 'BEGIN { n = int(n * scale + 0.5); print n < 2 ? 2 : n }'
+  awk -v n="$1" -v scale="$scale" -v part="${share%/*}" -v whole="${share#*/}" '
+    BEGIN { n = int(n * scale * part / whole + 0.5); print n < 2 ? 2 : n }'
 }
 
 # preset_sizes STACK...: SIZES, the flags of the widths that the preset gives each stack in place of the arch's, and ARCH, which
@@ -520,20 +546,21 @@ preset_sizes() {
 
 # describe RUN SEED: sets RUN_FOLDER, the arguments TRAIN of fairseq-train, and SETTINGS (name, tab, value).
 describe() {
-  local run=$1 seed=$2 epochs warmup hold decay=() updates
+  local run=$1 seed=$2 whole epochs warmup hold decay=() updates
   declare -gA ROW=()
   read_row ROW recipes/runs.tsv "study=$STUDY" "run=$run" || die "there is no run '$run' in recipes/runs.tsv"
   [[ -n ${OPTIMIZERS[${ROW[optimizer]}]:-} ]] || die "recipes/runs.tsv: unknown optimizer '${ROW[optimizer]}' of $run"
   RUN_FOLDER=$RUNS/$run/seed$seed
-  epochs=${MAX_EPOCH:-${PRESET_ROW[max_epoch]}}
-  if [[ -z $epochs ]] || ((epochs > ROW[epochs])); then epochs=${ROW[epochs]}; fi
+  whole=${PRESET_ROW[max_epoch]:-${ROW[epochs]}}
+  whole=$((whole < ROW[epochs] ? whole : ROW[epochs]))
+  epochs=$((${MAX_EPOCH:-$whole} < ROW[epochs] ? ${MAX_EPOCH:-$whole} : ROW[epochs]))
   LENGTH=$epochs
   [[ -z $AVERAGE ]] || ((AVERAGE <= epochs)) || die "AVERAGE=$AVERAGE: $run has only $epochs epochs to average"
 
   warmup=${ROW[warmup_updates]} hold=${ROW[hold_epochs]}
   # a warm-up of 1 is "none" at any length
   if [[ -n $warmup ]] && ((warmup > 1)); then
-    warmup=$(scaled_warmup "$warmup") || exit 1
+    warmup=$(scaled_warmup "$warmup" "$epochs" "$whole") || exit 1
   fi
   # the hold keeps its share of the run, at least one epoch
   if [[ -n $hold ]]; then hold=$(((2 * hold * epochs + ROW[epochs]) / (2 * ROW[epochs]))) && hold=$((hold > 0 ? hold : 1)); fi
@@ -582,7 +609,9 @@ claim() {
   if [[ -f $RUN_FOLDER/command.txt ]]; then
     there=$(<"$RUN_FOLDER/command.txt") now=$command
     # what is trained may have been trained on another machine
-    [[ ! -f $RUN_FOLDER/trained && ! -f $RUN_FOLDER/diverged ]] || { there=$(any_machine "$there") && now=$(any_machine "$now"); }
+    [[ ! -f $RUN_FOLDER/trained && ! -f $RUN_FOLDER/diverged ]] || {
+      there=$(near_lengths "$(any_machine "$there")" "$now") && now=$(any_machine "$now")
+    }
     need_same_settings "$RUN_FOLDER" "$there" "$now" "train it again, or set RUNS to another folder"
     check_data
     return
@@ -613,7 +642,7 @@ placeless() {
 }
 
 # any_machine COMMAND: without what the machine decides where no setting does: the type of the products, and how the tokens of an
-# update are shared out, with the lengths in updates that follow from it (batches of several workers are filled a little otherwise).
+# update are shared out.
 any_machine() {
   local command=$1 flag tokens=1
   [[ ! $DTYPE_IS_FREE ]] || command=$(sed 's/ --compute-dtype [a-z0-9]*//' <<<"$command")
@@ -622,9 +651,23 @@ any_machine() {
       [[ $command =~ \ --$flag\ ([0-9]+) ]] || continue
       tokens=$((tokens * BASH_REMATCH[1])) command=${command/"${BASH_REMATCH[0]}"/}
     done
-    command=$(sed -E 's/ --(total|warmup)-updates [0-9]+//g' <<<"$command")" --max-tokens $tokens"
+    command+=" --max-tokens $tokens"
   fi
   echo "$command"
+}
+
+# near_lengths THERE NOW: THERE with the lengths in updates of NOW, where they differ by at most 5 %: they follow from how tokens are
+# shared out, since batches of several workers are filled a little otherwise.
+near_lengths() {
+  local there=$1 flag was
+  for flag in total-updates warmup-updates; do
+    [[ $SHARES_ARE_FREE && $there =~ \ --$flag\ ([0-9]+) ]] || continue
+    was=${BASH_REMATCH[1]}
+    [[ $2 =~ \ --$flag\ ([0-9]+) ]] || continue
+    ((20 * (was - BASH_REMATCH[1]) > BASH_REMATCH[1] || 20 * (BASH_REMATCH[1] - was) > BASH_REMATCH[1])) ||
+      there=${there/ --$flag $was/ --$flag ${BASH_REMATCH[1]}}
+  done
+  echo "$there"
 }
 
 # only_in COMMAND OTHER: the flags of COMMAND that OTHER does not have so.
@@ -739,12 +782,20 @@ divergence() {
     END { if (found) print found; exit !found }'
 }
 
+# last_update LOG FROM: the last update that LOG tells of, of trainings from byte FROM on or of a validation before, or 0.
+last_update() {
+  {
+    grep -aF '| valid | {' "$1" || true
+    tail -c +$(($2 + 1)) "$1" | grep -aF '| train_inner | {' || true
+  } | sed -nE 's/.*"(valid_)?num_updates": "?([0-9]+).*/\2/p' | sort -n | tail -n 1 | grep . || echo 0
+}
+
 # lock_run: no other start works on RUN_FOLDER until unlock_run, nor while a fairseq-train of a killed start still does.
 lock_run() {
   mkdir -p "$RUN_FOLDER"
   exec {LOCK}>"$RUN_FOLDER/lock"
   if command -v flock >/dev/null; then
-    flock -n "$LOCK" || die "$RUN_FOLDER is being trained by another process (perhaps of a killed start); wait for it, or end it"
+    flock -n "$LOCK" || die "$RUN_FOLDER is being trained or scored by another process (perhaps of a killed start); wait for it, or end it"
   fi
 }
 
@@ -784,8 +835,7 @@ train() {
       die "fairseq-train wrote no checkpoint for $1, seed $2; see $RUN_FOLDER/train.log"
     date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/trained"
   elif message=$(divergence "$RUN_FOLDER/train.log" "$before"); then
-    update=$(grep -F '| train_inner | {' "$RUN_FOLDER/train.log" | tail -n 1)
-    update=$(json_field num_updates "$update") || update=0
+    update=$(last_update "$RUN_FOLDER/train.log" "$before")
     printf '%s\t%s\n' "$((update + 1))" "$message" | write "$RUN_FOLDER/diverged"
     log "$3: diverged after update $update ($message); a result, going on"
     [[ ${ROW[ln_position]} != pre ]] || log "$3: a Pre-LN run is not expected to diverge"
@@ -799,22 +849,30 @@ train() {
 
 # decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUT.shard*.txt.
 decode() {
-  local checkpoint=$1 subset=$2 out=$3 shards lines sentences i pids=() failed=''
-  lines=$(wc -l <"$TEXT/$(text_of "$subset").$TGT")
-  shards=$((GPUS > 0 ? GPUS : $(cores)))
-  ((shards * 50 <= lines)) || shards=$(((lines + 49) / 50))
-  # two batches a shard at least, of long and of short sentences: none is without one, and all end at about the same time
-  sentences=$(((lines + 2 * shards - 1) / (2 * shards)))
+  local checkpoint=$1 subset=$2 out=$3 text shards lines=0 sentences=SENTENCES i pids=() failed='' command
+  text=$TEXT/$(text_of "$subset").$TGT
+  shards=$((GPUS > 0 ? GPUS : CORES))
+  if [[ ! $DRY_RUN || -f $text ]]; then
+    lines=$(wc -l <"$text")
+    ((shards * 50 <= lines)) || shards=$(((lines + 49) / 50))
+    # two batches a shard at least, of long and of short sentences: none is without one, and all end at about the same time
+    sentences=$(((lines + 2 * shards - 1) / (2 * shards)))
+  fi
+  # world size and rank cut the batches into shards here; fairseq-generate starts no workers
+  command=(fairseq-generate "$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
+    --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size "$sentences" "${EVERY_SENTENCE[@]}"
+    --no-progress-bar --distributed-world-size "$shards" --distributed-rank)
+  if [[ $DRY_RUN ]]; then
+    for ((i = 0; i < shards; i++)); do quoted "${command[@]}" "$i"; done
+    return
+  fi
   rm -f "$out".shard*
   mkdir -p "$(dirname "$out")"
   for ((i = 0; i < shards; i++)); do
     (
-      threads $((GPUS > 0 || shards >= $(cores) ? 1 : $(cores) / shards))
+      threads $((GPUS > 0 || shards >= CORES ? 1 : CORES / shards))
       use_gpu "$i"
-      # world size and rank cut the batches into shards here; fairseq-generate starts no workers
-      exec fairseq-generate "$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT" \
-        --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size "$sentences" "${EVERY_SENTENCE[@]}" \
-        --distributed-world-size "$shards" --distributed-rank "$i" --no-progress-bar
+      exec "${command[@]}" "$i"
     ) </dev/null >"$out.shard$i.txt" 2>"$out.shard$i.log" &
     pids+=($!)
   done
@@ -844,21 +902,33 @@ scored() {
 # score_one EPOCH UPDATES SUBSET [N]: a row of scores.tsv, unless it is there: of the epoch's checkpoint, or of the average of the
 # N checkpoints up to it.
 score_one() {
-  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out began
+  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out outputs began=$SECONDS
   [[ -z ${4:-} ]] || name=$3-average$4 checkpoint=average$4.pt
   out=$RUN_FOLDER/decode/epoch$epoch.$name
-  ! scored "$RUN_FOLDER" "$name" "$epoch" || return 0
-  began=$SECONDS
+  [[ $DRY_RUN ]] || ! scored "$RUN_FOLDER" "$name" "$epoch" || return 0
   if [[ ${4:-} ]]; then
-    fairseq-ln average --out "$RUN_FOLDER/checkpoints/$checkpoint" --last "$4" --dir "$RUN_FOLDER/checkpoints" --up-to "$epoch" \
-      >&2 || die "averaging the last $4 checkpoints of $RUN_FOLDER failed"
+    do_or_show fairseq-ln average --out "$RUN_FOLDER/checkpoints/$checkpoint" --last "$4" --dir "$RUN_FOLDER/checkpoints" \
+      --up-to "$epoch" || die "averaging the last $4 checkpoints of $RUN_FOLDER failed"
   fi
   decode "$RUN_FOLDER/checkpoints/$checkpoint" "$subset" "$out"
-  fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} \
+  outputs=("$out".shard*.txt)
+  do_or_show fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} \
     ${SCORING[@]+"${SCORING[@]}"} --subset "$name" --epoch "$epoch" --updates "$updates" --checkpoint "$checkpoint" \
-    --out "$RUN_FOLDER/scores.tsv" "$out".shard*.txt >&2 || die "scoring of $out.shard*.txt failed"
+    --out "$RUN_FOLDER/scores.tsv" "${outputs[@]}" || die "scoring of $out.shard*.txt failed"
+  [[ ! $DRY_RUN ]] || return 0
   add_score_seconds $((SECONDS - began))
   [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay
+}
+
+# note_scorer: scored_with.json is of this machine and code; what scored before, if that was another, keeps a name with a number.
+note_scorer() {
+  local now file=$RUN_FOLDER/scored_with number=1
+  now=$(fairseq-ln environment) || die "fairseq-ln environment failed"
+  if [[ -s $file.json && -s $RUN_FOLDER/scores.tsv && $(<"$file.json") != "$now" ]]; then
+    while [[ -e $file.$number.json ]]; do number=$((number + 1)); done
+    mv "$file.json" "$file.$number.json"
+  fi
+  write "$file.json" <<<"$now"
 }
 
 # add_score_seconds N: what scoring has taken so far, over all starts.
@@ -869,27 +939,25 @@ add_score_seconds() {
 }
 
 # score RUN SEED LABEL: each score_interval-th epoch's checkpoint, the last and the best (by validation loss) on valid500; the
-# last, the best and with AVERAGE the average of the last on the whole test set.
+# last, the best and with AVERAGE the average of the last on the whole test set. A dry run shows it of one epoch, N.
 score() {
   local epochs epoch at updates best='' last='' count=0 total
   describe "$1" "$2"
   if [[ $DRY_RUN ]]; then
-    quoted fairseq-generate "$BIN" --user-dir "$USER_DIR" --path "$RUN_FOLDER/checkpoints/checkpointN.pt" --gen-subset test \
-      "${DECODING[@]}" "${EVERY_SENTENCE[@]}"
-    quoted fairseq-ln score --reference "$TEXT/test.$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} ${SCORING[@]+"${SCORING[@]}"} \
-      --subset test --epoch N --updates N --checkpoint checkpointN.pt --out "$RUN_FOLDER/scores.tsv" \
-      "$RUN_FOLDER/decode/epochN.test.shard0.txt"
-    [[ -z $AVERAGE ]] || quoted fairseq-ln average --out "$RUN_FOLDER/checkpoints/average$AVERAGE.pt" --last "$AVERAGE" \
-      --dir "$RUN_FOLDER/checkpoints"
+    score_one N UPDATES test1
+    score_one N UPDATES test
+    [[ -z $AVERAGE ]] || score_one N UPDATES test "$AVERAGE"
     return
   fi
   finished train "$1" "$2" || die "$1, seed $2, is not trained; start with stage train"
+  lock_run
   claim
   if finished score "$1" "$2"; then
     log "$3: scored already"
+    unlock_run
     return
   fi
-  fairseq-ln environment | write "$RUN_FOLDER/scored_with.json" || die "fairseq-ln environment failed"
+  note_scorer
   epochs=$(python recipes/epochs.py "$RUN_FOLDER") || exit 1
   if [[ -n $epochs ]]; then
     best=$(sort -k 3,3g -k 1,1n <<<"$epochs" | head -n 1 | cut -d ' ' -f 1)
@@ -907,11 +975,13 @@ score() {
       score_one "$last" "$updates" test "$AVERAGE"
     elif [[ -n $AVERAGE ]]; then
       log "$3: only $total epochs were finished, so there is no average of $AVERAGE"
+      write "$RUN_FOLDER/too-short-for-average$AVERAGE" </dev/null
     fi
   else
     log "$3: no epoch was finished, so there is nothing to score"
   fi
   date -u +%Y-%m-%dT%H:%M:%SZ | write "$RUN_FOLDER/done"
+  unlock_run
 }
 
 # -- All runs --
@@ -925,9 +995,9 @@ each_run() {
   if [[ ! $DRY_RUN ]]; then
     [[ $action != train || ! $BPE ]] || check_lengths
     [[ $action == score ]] || jobs=$JOBS
-    threads $(($(cores) / jobs > 0 ? $(cores) / jobs : 1))
+    threads $((CORES / jobs > 0 ? CORES / jobs : 1))
     if ((todo > 0)); then
-      check_environment
+      check_environment "$action"
       WORKED=yes
     fi
     [[ $action != train ]] || note_chosen
@@ -985,7 +1055,10 @@ finished() {
   local folder=$RUNS/$2/seed$3
   case $1 in
     train) [[ -f $folder/trained || -f $folder/diverged ]] ;;
-    score) [[ -f $folder/done ]] && { [[ -z $AVERAGE || -f $folder/diverged ]] || scored "$folder" "test-average$AVERAGE"; } ;;
+    score)
+      [[ -f $folder/done ]] && { [[ -z $AVERAGE || -f $folder/diverged || -f $folder/too-short-for-average$AVERAGE ]] ||
+        scored "$folder" "test-average$AVERAGE"; }
+      ;;
   esac
 }
 
@@ -1002,7 +1075,8 @@ report() {
   local made_of
   if [[ ! $DRY_RUN && -d $RUNS ]]; then
     made_of=$(report_inputs)
-    if [[ -f $RUNS/RESULTS.md && -f $RUNS/reported && $(<"$RUNS/reported") == "$made_of" ]]; then
+    if [[ -f $RUNS/RESULTS.md && -f $RUNS/RESULTS.html && -d $RUNS/figures && -f $RUNS/reported &&
+      $(<"$RUNS/reported") == "$made_of" ]]; then
       log "$RUNS/RESULTS.md is up to date"
       return
     fi
@@ -1012,11 +1086,11 @@ report() {
   WORKED=yes
 }
 
-# report_inputs: the plan and the files of RUNS that say how far each run is, with their sums.
+# report_inputs: the plan, the report's code and the files of RUNS that it reads, with their sums.
 report_inputs() {
-  cksum <recipes/runs.tsv
-  (cd "$RUNS" && find . \( -path ./chosen -o -path '*/seed*/*' \) \( -name chosen -o -name settings.tsv -o -name train.log \
-    -o -name trained -o -name diverged -o -name 'done' -o -name scores.tsv -o -name result.tsv \) -exec cksum {} + | LC_ALL=C sort -k 3)
+  cksum recipes/runs.tsv "$USER_DIR"/study/*.py
+  (cd "$RUNS" && find . -path '*/seed*/*' \( -path '*/decode/*' -o -path '*/checkpoints/*' \) -prune -o \( -path ./chosen -o \
+    -path '*/seed*/*' \) -type f ! -name lock ! -name '*.log.*' ! -name '*.new' -exec cksum {} + | LC_ALL=C sort -k 3)
 }
 
 # finish: the last line of a recipe.

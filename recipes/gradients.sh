@@ -8,7 +8,7 @@
 #         2=gradients  before training: both positions, all depths, SEEDS; then the other inits with OTHER_SEEDS
 #         3=warmup     trains Post-LN for its warm-up stage (unless CHECKPOINT is set)
 #         4=after      the same measurement of that checkpoint
-#         5=report     RESULTS.md, figure3.tsv, figures
+#         5=report     RESULTS.md, figure3.tsv, figures (measures first what stage 2 has not)
 # Flags: --stage N, --stop-stage N (number or name); --only RUN: of recipes/runs.tsv, whose warm-up stage to train (may be given
 #        several times; default: iwslt14-post-adam-lr5e-4-warmup4000); --seeds "1 2 3"; --dry-run; --help
 # Settings: IWSLT14 as in recipes/iwslt14.sh, which stage 1 starts;
@@ -74,7 +74,7 @@ measure() {
     return
   fi
   before=$(measurements)
-  threads $(($(cores) / JOBS > 0 ? $(cores) / JOBS : 1))
+  threads $((CORES / JOBS > 0 ? CORES / JOBS : 1))
   for ((i = 0; i < JOBS && i < ${#seeds[@]}; i++)); do
     share=()
     for ((j = i; j < ${#seeds[@]}; j += JOBS)); do share+=("${seeds[j]}"); done
@@ -101,24 +101,24 @@ warm_up() {
   MAX_UPDATE=${CHOSEN_UPDATES:-$(awk -F '\t' '$1 == "warmup_updates" { print $2 }' <<<"$SETTINGS")}
   is_count "$MAX_UPDATE" || die "$1 has no warm-up stage; set MAX_UPDATE, or choose another --only"
   if [[ ! $DRY_RUN ]] && ! finished train "$1" "$seed"; then WORKED=yes; fi
-  threads "$(cores)"
+  threads "$CORES"
   train "$1" "$seed" "$1, $MAX_UPDATE updates of warm-up"
   [[ ! -f $RUN_FOLDER/diverged ]] || die "$1 diverged in its warm-up stage, so there is nothing to measure; see $RUN_FOLDER/train.log"
 }
 
 enter_environment
-[[ $DRY_RUN ]] || check_environment
+[[ $DRY_RUN ]] || check_environment train
 
 if stage 1; then
   PRESET=$PRESET bash recipes/iwslt14.sh --stop-stage 1 ${DRY_RUN:+--dry-run} || exit 1
 fi
-((LAST_STAGE == 1)) || use_corpus
+if between 2 5; then use_corpus; fi
 if stage 2; then
   initial "$SEEDS" "$WEIGHT_INIT"
   if ((${#INIT_LIST[@]} && ${#OTHER_SEED_LIST[@]})); then initial "$OTHER_SEEDS" "${INIT_LIST[@]}"; fi
 fi
 TRAINED=(${CHECKPOINT_LIST[@]+"${CHECKPOINT_LIST[@]}"})
-if ((FIRST_STAGE <= 4 && LAST_STAGE >= 3 && ${#TRAINED[@]} == 0)); then
+if between 3 4 && ((${#TRAINED[@]} == 0)); then
   if stage 3; then warming=yes; else warming=; fi
   for run in "${RUN_NAMES[@]}"; do
     if [[ $warming ]]; then warm_up "$run"; else describe "$run" "${SEED_LIST[0]}"; fi

@@ -47,7 +47,7 @@ find_source IWSLT14 "fairseq's prepare-iwslt14.sh has http://dl.fbaipublicfiles.
 enter_environment
 
 if stage 1; then make_corpus iwslt14.py; fi
-((LAST_STAGE == 1)) || use_corpus
+if between 2 3; then use_corpus; fi
 if stage 2; then each_run train; fi
 if stage 3; then each_run score; fi
 if stage 4; then report; fi

@@ -56,7 +56,7 @@ dictionary_hashes() { sha256 "$1/dict.txt"; }
 binarize_text() {
   local work=$BIN.partial
   local command=(fairseq-preprocess --only-source --trainpref "$CORPUS/train" --validpref "$CORPUS/valid"
-    --srcdict "$CORPUS/dict.txt" --destdir "$([[ $DRY_RUN ]] && echo "$BIN" || echo "$work")" --workers "$(cores)")
+    --srcdict "$CORPUS/dict.txt" --destdir "$([[ $DRY_RUN ]] && echo "$BIN" || echo "$work")" --workers "$CORES")
   if [[ $DRY_RUN ]]; then
     quoted "${command[@]}"
     return

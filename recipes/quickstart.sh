@@ -47,7 +47,7 @@ if stage 1; then
   [[ $CORPUS == "$REAL" ]] || log "the text is MADE UP: scores say nothing about real language"
   binarize
 fi
-((LAST_STAGE == 1)) || use_corpus
+if between 2 3; then use_corpus; fi
 if stage 2; then each_run train; fi
 if stage 3; then each_run score; fi
 if stage 4; then report; fi

@@ -28,7 +28,7 @@ STAGES=(prepare train score report)
 PRESET=${PRESET:-cpu}
 FLAGS=([src]='' [tgt]='' [train]='' [valid]='' [test]='' [out]='')
 start "$@"
-SOURCE=()
+SOURCE=() SOURCE_HINT="check --train, --valid and --test"
 for name in src tgt train valid test; do
   value=${FLAGS[$name]}
   [[ $value || $FIRST_STAGE -gt 1 ]] || die "--$name is missing; see bash recipes/study.sh --help"
@@ -43,7 +43,7 @@ CORPUS=$RUNS/corpus
 enter_environment
 
 if stage 1; then make_corpus own.py ${PRESET_ROW[bpe_merges]:+--merges "${PRESET_ROW[bpe_merges]}"}; fi
-((LAST_STAGE == 1)) || use_corpus
+if between 2 3; then use_corpus; fi
 if stage 2; then each_run train; fi
 if stage 3; then each_run score; fi
 if stage 4; then report; fi

@@ -40,7 +40,7 @@ find_source WMT14 "the official archives are below http://statmt.org"
 enter_environment
 
 if stage 1; then make_corpus wmt14.py --merges "$MERGES" --cache "$DATA/wmt14-archives"; fi
-((LAST_STAGE == 1)) || use_corpus
+if between 2 3; then use_corpus; fi
 if stage 2; then each_run train; fi
 if stage 3; then each_run score; fi
 if stage 4; then report; fi

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import gc
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.optim.adam import Adam
 
 from fairseq_lnplugin.analysis import expected_gradient, gradient_report
 
@@ -122,12 +124,12 @@ def test_the_unbiased_gradient_is_free_of_the_batches_noise():
     assert sum(row["unbiased_gradient"] ** 2 for row in rows) / len(rows) == pytest.approx(400, rel=0.01)
 
 
-def test_the_first_adam_update_is_torchs():
-    """||change|| / lr of torch.optim.Adam's first update."""
+def test_the_first_adam_update_is_fairseqs():
+    """||change|| / lr of its Adam's first update, where epsilon is not small beside the gradient."""
     g = torch.tensor([[1e-9, 2e-8], [0.3, -4.0]])
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     parameter.grad = g.clone()
-    torch.optim.Adam([parameter], lr=1e-3, betas=(0.9, 0.98), eps=1e-8).step()
+    Adam([parameter], lr=1e-3, betas=(0.9, 0.98), eps=1e-8).step()
     assert sums_of(g)["adam_first"] == pytest.approx(parameter.detach().norm().item() / 1e-3, rel=1e-4)
 
 
@@ -310,6 +312,33 @@ def test_the_report_says_how_a_checkpoint_was_trained(trained, data_bin, tmp_pat
     training = measured(tmp_path)[0]["unit"]["checkpoint"]["training"]
     assert (training["optimizer"], training["lr"], training["tokens_an_update"]) == ("adam", 1e-3, 200)
     assert "was trained with: optimizer adam" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_checkpoint_trained_under_activation_checkpointing_is_measured_as_any_other(trained, data_bin, tmp_path):
+    """Only W1 and W2 have gradients here, which is not what fairseq's checkpointing of activations is made for."""
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
+    for number, switched in enumerate((False, True)):
+        state["cfg"]["model"].checkpoint_activations = switched
+        torch.save(state, tmp_path / f"{number}.pt")
+        expected_gradient.run(arguments(data_bin, tmp_path / str(number), "--checkpoint", tmp_path / f"{number}.pt"))
+    plain, checkpointed = (measured(tmp_path / str(number))[0]["matrices"] for number in (0, 1))
+    assert checkpointed == plain
+
+
+def test_a_measurement_that_the_disk_took_half_of_leaves_nothing(tmp_path, monkeypatch):
+    """One sentence; the file is as before."""
+    path = tmp_path / "measurements.jsonl"
+    expected_gradient.append(path, {"shared": 1})
+    before = path.read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, line):
+            return super().write(line[:3])
+
+    monkeypatch.setattr(expected_gradient, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+    with pytest.raises(expected_gradient.UserError, match="No space left on device"):
+        expected_gradient.append(path, {"shared": 2})
+    assert path.read_bytes() == before
 
 
 def test_the_json_holds_the_numbers_of_the_tsv(data_bin, tmp_path):

@@ -179,6 +179,15 @@ def test_the_worst_layer_decides_whether_hidden_states_are_bounded(worst, expect
     assert gradient_claims.bounded(records)[0] == ("decoder", 2)
 
 
+def test_a_checkpoint_whose_training_is_not_known_is_not_judged():
+    """A record of an older version."""
+    trained = [record(6, "post", seed, 0.1, checkpoint="c" * 16) for seed in SEEDS]
+    for one in trained:
+        del one["unit"]["checkpoint"]["training"]
+    before = [record(6, "post", seed, 2.0) for seed in SEEDS]
+    assert gradient_claims.after_warmup(gradient_tables.grouped([*before, *trained])) == []
+
+
 @pytest.mark.parametrize("warmup", [None, 1, 4001])
 def test_a_checkpoint_that_is_not_past_its_warm_up_is_not_judged_as_such(warmup):
     """Trained without one, or for less than it; the checkpoint is of update 4000."""

@@ -19,6 +19,9 @@ def text(records, shared=(), **data):
     return gradient_report.markdown(gradient_tables.grouped(records), records, facts, [])
 
 
+DEPTHS = (6, 8, 10, 12, 14)
+
+
 def new(seeds=(1, 2), **kwargs):
     """Measurements of new models at two depths, both positions."""
     return [record(layers, position, seed, 1.0, **kwargs) for layers in (2, 3) for position in ("post", "pre") for seed in seeds]
@@ -43,9 +46,25 @@ def test_the_commit_of_the_measurements_is_told_apart_from_that_of_the_writing()
 
 
 def test_the_papers_settings_are_a_reproduction():
-    """All pairs, 4096 tokens, dropout and label smoothing 0.1, the checkpoint's training too."""
-    page = text([*new(), record(2, "post", 1, 0.1, checkpoint="c" * 16, training=TRAINING)])
-    assert "No reproduction" not in page
+    """All pairs, 4096 tokens, dropout and label smoothing 0.1, every depth, ten seeds, the checkpoint's training too."""
+    grid = [record(layers, position, seed, 1.0) for layers in DEPTHS for position in ("post", "pre") for seed in range(1, 11)]
+    trained = record(6, "post", 1, 0.1, checkpoint="c" * 16, training=TRAINING)
+    assert "No reproduction" not in text([*grid, trained])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "depths", "inits", "words"),
+    [
+        (9, DEPTHS, ["xavier_uniform"], "from 9 seeds a model on, the paper 10"),
+        (10, DEPTHS[:-1], ["xavier_uniform"], "without the depths 14"),
+        (10, DEPTHS, ["fairseq"], "weight init fairseq, the paper's Xavier"),
+        (10, DEPTHS, ["fairseq", "xavier_uniform"], "weight init fairseq too"),
+    ],
+)
+def test_a_smaller_grid_than_the_papers_is_no_reproduction(seeds, depths, inits, words):
+    """Each depth, ten seeds, the start of the paper's time."""
+    grid = [record(layers, "post", seed, 1.0, weight_init=init) for layers in depths for seed in range(seeds) for init in inits]
+    assert words in text(grid).split("> **No reproduction**")[1].split("\n")[0]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +77,7 @@ def test_the_papers_settings_are_a_reproduction():
         ({"label_smoothing": 0.0}, {}, "label smoothing 0.0, the paper 0.1"),
         ({"arch": "transformer_ln_study_small"}, {}, "arch transformer_ln_study_small, the paper"),
         ({"max_tokens": 512}, {}, "mini-batches of 512 tokens, the paper 4,096"),
+        ({"compute_dtype": "bfloat16"}, {}, "compute dtype bfloat16, the paper float32"),
         ({"batches": 4}, {}, "--batches 4, the command's default 16"),
     ],
 )

@@ -69,10 +69,7 @@ def test_checkpoints_of_as_many_updates_are_no_seeds_of_one_another():
     """Two hashes, two groups."""
     records = [record(2, "post", 1, norm, checkpoint=checkpoint) for norm, checkpoint in ((1.0, "a" * 16), (9.0, "b" * 16))]
     groups = gradient_tables.grouped(records)
-    assert {group.checkpoint: [len(of_group) for of_group in [records]] for group, records in groups.items()} == {
-        "a" * 16: [1],
-        "b" * 16: [1],
-    }
+    assert {group.checkpoint: len(of_group) for group, of_group in groups.items()} == {"a" * 16: 1, "b" * 16: 1}
     assert len({group.title for group in groups}) == 2
 
 
@@ -86,6 +83,14 @@ def test_the_same_measurement_twice_counts_once():
     """Two starts at once may both have made it."""
     groups = gradient_tables.grouped([record(2, "post", 1, 1.0), record(2, "post", 1, 1.0)])
     assert [len(records) for records in groups.values()] == [1]
+
+
+def test_a_checkpoint_measured_before_its_training_was_kept_counts_once():
+    """Older records tell nothing of the training; of the two the older one stays."""
+    old, new = (record(2, "post", 1, norm, checkpoint="a" * 16) for norm in (1.0, 2.0))
+    del old["unit"]["checkpoint"]["training"]
+    (records,) = gradient_tables.grouped([old, new]).values()
+    assert records == [old] and gradient_tables.training(records) == {}
 
 
 def test_a_layer_has_one_value_a_seed():

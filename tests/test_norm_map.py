@@ -109,6 +109,19 @@ def test_normalize_before_on_one_stack_is_told_as_mixed(capsys):
     assert "mixed LN positions; final norms: encoder yes, decoder no" in sentence
 
 
+@pytest.mark.parametrize(
+    ("argv", "final"),
+    [
+        (["--arch", "lightconv_iwslt_de_en", "--encoder-normalize-before"], "encoder yes, decoder no"),
+        (["--arch", "fconv_self_att_wp"], "no"),
+    ],
+)
+def test_norms_that_are_not_known_make_no_verdict(argv, final, capsys):
+    """Layers of another kind of model, and a model without stacks of layers."""
+    cli.main(["map", *argv])
+    assert f"{argv[1]}: an LN position that this command does not know; final norms: {final};" in capsys.readouterr().out
+
+
 def test_bert_base_is_post_ln_whatever_its_settings_say(capsys):
     """Its encoder_normalize_before is a norm on the embeddings; its layers are Post-LN."""
     sentence, rows = show(capsys, "--arch", "bert_base", "--encoder-layers", 1)

@@ -272,6 +272,16 @@ def test_the_commit_of_the_scoring_stands_beside_that_of_the_training(tmp_path):
     assert "scored at commit 4567def-dirty, unknown." in report(tmp_path)[0]
 
 
+def test_a_run_scored_by_two_commits_names_both(tmp_path):
+    """An average was scored later, by newer code; scored_with.1.json is the first scoring's."""
+    folder = write_run(tmp_path)
+    (folder / "scored_with.1.json").write_text('{"commit": "4567def"}')
+    (folder / "scored_with.json").write_text('{"commit": "89ab012"}')
+    text, rows = report(tmp_path)
+    assert "scored at commit 4567def, 89ab012." in text
+    assert rows[0]["scored_commit"] == "4567def, 89ab012"
+
+
 def test_each_row_of_results_has_the_command_of_its_training(study):
     """As command.txt has it."""
     commands = [row["command"] for row in report(study)[1]]
@@ -430,6 +440,17 @@ def test_wall_time_is_in_hours_and_minutes(study):
 
 
 # -- figure by figure --
+
+
+def test_runs_of_different_lengths_are_said_not_to_compare(tmp_path):
+    """Within a figure; figure 6 has a length of its own."""
+    write_run(tmp_path, figure="2")
+    write_run(tmp_path, seed=2, figure="2")
+    write_run(tmp_path, **PRE_SETTINGS | {"figure": "6", "max_epoch": "27"})
+    assert "Different lengths" not in report(tmp_path)[0]
+    write_run(tmp_path, seed=3, figure="2", max_epoch="2", max_update="1500")
+    words = "**Different lengths in figure 2** (at most 3 epochs; at most 2 epochs, 1,500 updates): such runs cannot be compared."
+    assert words in report(tmp_path)[0]
 
 
 def test_a_run_stands_in_each_of_its_figures(study):
@@ -602,11 +623,13 @@ def test_the_papers_settings_with_all_pairs_are_not_called_different(tmp_path):
         ({"pairs": "3900000", "max_tokens": "131072", "preset": "paper"}, ["3,900,000 of about 4,500,000 pairs"]),
         ({"pairs": "4500966", "max_tokens": "8192", "preset": "paper"}, ["8,192 tokens an update, the paper 131,072"]),
         ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper", "dropout": "0.3"}, ["dropout 0.3, the paper 0.1"]),
+        ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper", "max_epoch": "1"}, ["at most 1 epochs, the plan 15"]),
+        ({"pairs": "4500966", "max_tokens": "131072", "preset": "paper", "max_update": "500"}, ["at most 500 updates"]),
     ],
 )
 def test_wmt14_is_held_against_the_papers_size_and_batch(tmp_path, settings, phrases):
     """About 4.5M pairs, and 8192 tokens on each of 16 GPUs (appendix A.1)."""
-    write_run(tmp_path, data="wmt14-en-de", **settings)
+    write_run(tmp_path, data="wmt14-en-de", **{"max_epoch": "15"} | settings)
     assert tables.not_the_papers(read_study(tmp_path)) == phrases
 
 
@@ -643,6 +666,14 @@ def test_runs_of_the_plan_that_are_not_there_are_named(study):
     remark = "not trained; rate and schedule are the paper's"
     assert (row["remarks"], row["paper's BLEU"], row["BLEU (tokenized, lower-case)"]) == (remark, "31.16", "-")
     assert "## Missing\n\n- iwslt14-post-adam-lr5e-4-warmup500: not trained\n" in text
+
+
+def test_two_scales_of_one_length_are_both_told(tmp_path):
+    """The preset was changed between two runs."""
+    write_run(tmp_path / "study")
+    write_run(tmp_path / "study", run=POST + "-too", warmup_updates="900")
+    plan = PLAN.replace(POST, POST + "-too", 1) + "\n".join(line for line in PLAN.splitlines() if POST in line) + "\n"
+    assert "4000 is 900, 4000 is 1,000 updates" in planned(tmp_path / "study", plan)
 
 
 def test_a_seed_that_was_to_be_trained_is_missing(tmp_path):

@@ -9,10 +9,11 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from fairseq_lnplugin import cli
+from fairseq_lnplugin.study.claims import claims
 from fairseq_lnplugin.study.run_folder import read_study
 from fairseq_lnplugin.study.score import split_compounds
 from fairseq_lnplugin.study.significance import differences
-from fairseq_lnplugin.study.tables import by_name
+from fairseq_lnplugin.study.tables import by_name, means
 
 GENERATOR = random.Random(1)
 TARGETS = [" ".join(f"Wort{GENERATOR.randrange(30)}" for _ in range(8)) for _ in range(40)]
@@ -133,6 +134,18 @@ def test_translations_that_are_no_text_are_refused(tmp_path):
     path = pre / "decode" / "epoch2.test.shard1.txt"
     path.write_bytes(b"H-1\t\xff\n")
     assert compared(tmp_path)[0].refusal == f"{path} cannot be read"
+
+
+def test_both_positions_are_tested_where_no_claim_compares_runs(tmp_path):
+    """Fairseq's own setting: Pre-LN has a warm-up too, of which the paper says nothing."""
+    warmed = {"schedule": "warmup_inverse_sqrt", "warmup_updates": "1000", "hold_epochs": "", "decay": "", "decay_factor": ""}
+    for settings, hypotheses in (({}, TARGETS), (PRE_SETTINGS | warmed, worse(0.5, 2))):
+        folder = write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, 20.0)], lines=len(TARGETS), **settings)
+        write_translations(folder, 1, hypotheses, TARGETS)
+    assert claims(means(read_study(tmp_path)), []) == []
+    cli.main(["report", str(tmp_path)])
+    (row,) = table((tmp_path / "RESULTS.md").read_text(), "## Paired bootstrap tests")
+    assert (row["run"], row["against"], row["p-value"]) == (PRE, POST, "≤ 0.001")
 
 
 def test_the_report_shows_tests_and_refusals(tmp_path):

@@ -262,7 +262,7 @@ def centred(x):
         (lambda x: x / x.pow(2).mean(-1, keepdim=True).sqrt(), ["||x - mean(x)|| / sqrt(d) = 1"]),
         (
             lambda x: 1.2 * centred(x) / centred(x).pow(2).mean(-1, keepdim=True).sqrt(),
-            ["||x - mean(x)|| / sqrt(d) = 1", "is bounded, and near 1"],
+            ["||x - mean(x)|| / sqrt(d) = 1", "is near 1 on average"],
         ),
         (lambda x: centred(x) / centred(x).pow(2).mean(-1, keepdim=True), ["exponent of ||J_LN(x)||_2"]),
         (centred, ["exponent of ||J_LN(x)||_2"]),
@@ -278,9 +278,10 @@ def test_another_norm_fails_lemma_3(norm, claims, generator, monkeypatch):
 
 def test_a_norm_that_is_left_out_fails_appendix_f(generator, monkeypatch):
     """A Jacobian of an FFN sub-layer without LN's part has mean I, not 1 / (1 + rho)."""
-    monkeypatch.setattr(theory, "layer_norm_jacobian", lambda x: torch.eye(x.size(-1), dtype=x.dtype).expand(len(x), -1, -1))
+    monkeypatch.setattr(theory, "layer_norm_jacobian", lambda x: torch.eye(x.size(-1), dtype=x.dtype).expand(*x.shape, -1))
     failed = verdicts(theory.appendix_f(generator, draws=40, dim=32))["FAILS"]
     assert sum(claim.startswith("Post-LN: mean Jacobian") for claim in failed) == 3
+    assert sum(claim.startswith("Post-LN: E||J_LN(x^post,5)||_2^2") for claim in failed) == 3
 
 
 def test_a_residual_inside_the_norm_fails_appendix_f_for_pre_ln(generator, monkeypatch):
@@ -300,10 +301,10 @@ def test_another_variance_of_the_weights_fails_appendix_f(generator, monkeypatch
     assert sum("the branch gives back" in claim for claim in failed) == 3
 
 
-@pytest.mark.parametrize(("dim", "expected"), [(512, "holds"), (16, "FAILS")])
+@pytest.mark.parametrize(("dim", "expected"), [(512, "holds"), (16, "differs")])
 def test_hidden_states_are_bounded_where_the_model_is_wide(dim, expected, generator):
     """The spread of ||x||^2 falls as d^(-1/2)."""
-    checks = theory.boundedness(generator, draws=60, dim=dim, layers=1)
+    checks = theory.boundedness(generator, draws=160, dim=dim, layers=1)
     assert [check.verdict for check in checks] == [expected] * 2
 
 
@@ -365,6 +366,22 @@ def test_a_folder_that_is_none_is_refused_before_any_work(tmp_path):
         SystemExit, match="^fairseq-ln theory: there is no folder .*; give the output folder of fairseq-preprocess$"
     ):
         theory.run(arguments(tmp_path / "none", "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_too_few_pairs_is_told_without_flags_that_there_are_not(data_bin, tmp_path, monkeypatch):
+    """--batches and --max-tokens belong to fairseq-ln gradients."""
+    monkeypatch.setattr(theory_on_model, "BATCHES", 100_000)
+    with pytest.raises(
+        SystemExit, match="has not 100000 mini-batches of 1,024 tokens; give a folder with more pairs, or leave it out$"
+    ):
+        theory.run(arguments(data_bin, "--out", tmp_path / "out"))
+
+
+def test_flags_of_the_training_model_need_its_data(tmp_path):
+    """Not passed over in silence."""
+    with pytest.raises(SystemExit, match="--weight-init is about the training model; give DATA, or leave it out$"):
+        theory.run(arguments("--out", tmp_path / "out", "--weight-init", "fairseq"))
     assert not (tmp_path / "out").exists()
 
 
@@ -516,6 +533,25 @@ def test_moving_the_training_models_norm_fails_lemma_2(models, monkeypatch):
     assert len(failed) == 2 and all(check.measured.low > check.allowed[1] for check in failed)
 
 
+def test_pads_do_not_ask_how_uniform_attention_is(models):
+    """A mini-batch with more pads behind each target and before each source has the same shares."""
+    with models.errors():
+        model, _ = models.build("pre", 2, 1)
+        sample = next(iter(models.data.batches(models.args, 1, model)))["net_input"]
+    shares = []
+    for more in (0, 5):
+        pads = model.encoder.padding_idx
+        padded = {
+            "src_tokens": F.pad(sample["src_tokens"], (more, 0), value=pads),
+            "src_lengths": sample["src_lengths"],
+            "prev_output_tokens": F.pad(sample["prev_output_tokens"], (0, more), value=pads),
+        }
+        with torch.no_grad(), theory_on_model.recorded_uniformity(model.eval(), {"net_input": padded}) as kept:
+            model(**padded)
+        shares.append(kept)
+    assert shares[1] == pytest.approx(shares[0], rel=1e-4)
+
+
 def test_measuring_attention_does_not_change_the_model(models):
     """The probabilities are a by-product."""
     with models.errors():
@@ -524,7 +560,7 @@ def test_measuring_attention_does_not_change_the_model(models):
         model.train()
         with torch.no_grad():
             plain = criterion(model, sample)[0]
-            with theory_on_model.recorded_uniformity() as kept:
+            with theory_on_model.recorded_uniformity(model, sample) as kept:
                 recorded = criterion(model, sample)[0]
     assert len(kept) == 6 and all(0 < share <= 1 for share in kept)
     assert recorded.item() == pytest.approx(plain.item(), rel=1e-5)

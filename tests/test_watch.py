@@ -49,6 +49,13 @@ def test_what_works_now_stands_first(tmp_path):
     assert [line.split()[3] for line in lines[4:]] == ["training", "stopped", "done"]
 
 
+@pytest.mark.parametrize(("max_update", "left"), [("200", "50 s"), ("400", "2 min")])
+def test_a_training_ends_at_the_nearer_of_two_bounds(tmp_path, max_update, left):
+    """150 updates in 150 seconds: of 200 there are 50 left, of 400 the 150 of three epochs come first."""
+    begun(tmp_path, max_update=max_update)
+    assert f"about {left} " in overview(tmp_path)[0]
+
+
 def test_the_best_bleu_so_far_has_its_run(tmp_path):
     """On the test set at the epoch of the best validation loss."""
     write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, 20.0)])

@@ -16,6 +16,7 @@ the same command goes on where it was killed, and several commands with differen
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -32,7 +33,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import MAX_SEED, gradient_report
+from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables
 from fairseq_lnplugin.analysis.gradient_claims import DELTA, EPSILON
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
@@ -52,8 +53,9 @@ FILE_NAME = "measurements.jsonl"
 BEGINNING = b'{"shared":'
 #: Hidden states are looked at in a run's first mini-batches only, so that memory does not grow with their number.
 HIDDEN_BATCHES = 4
-#: Of the Adam whose first updates are predicted (appendix A.1; epsilon as fairseq's default).
-ADAM_BETA1, ADAM_EPSILON = 0.9, 1e-8
+#: Of the Adam whose first updates are predicted (appendix A.1; epsilon is fairseq's default, and fairseq adds it to the root of
+#: the second moment before the correction of its bias).
+ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.98, 1e-8
 #: What all models of one folder have in common.
 SHARED = ("arch", "dropout", "label_smoothing", "compute_dtype")
 
@@ -128,9 +130,9 @@ def measure_all(args):
     shared = {"data": data.fingerprint, "subset": args.subset, "max_tokens": args.max_tokens, "batches": args.batches}
     shared |= common(sources)
     out = Path(args.out)
-    done = {json.dumps(record["unit"], sort_keys=True) for record in load(out / FILE_NAME, shared)}
+    done = {gradient_tables.identity(record["unit"]) for record in load(out / FILE_NAME, shared)}
     todo = [(source, seed) for seed in args.seeds for source in sources]
-    left = [(source, seed) for source, seed in todo if json.dumps(source.unit(seed), sort_keys=True) not in done]
+    left = [(source, seed) for source, seed in todo if gradient_tables.identity(source.unit(seed)) not in done]
     say(f"{len(todo)} models (with seeds), {len(todo) - len(left)} measured before; {args.batches} mini-batches each")
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     clock, made_with = Clock(sum(source.layers + 3 for source, _ in left)), environment()
@@ -389,6 +391,8 @@ class TrainedModel:
         state = read_checkpoint(self.path)
         cfg = state["cfg"].model
         cfg.dropout, cfg.compute_dtype = self.dropout, self.compute_dtype
+        # it would need gradients of the inputs, which nothing here has; what is computed is the same without it
+        cfg.checkpoint_activations = cfg.offload_activations = False
         smoothing = f"--label-smoothing={self.label_smoothing}"
         flags = configuration([task.cfg.data, "--criterion=fused_label_smoothed_cross_entropy", smoothing])
         try:
@@ -496,7 +500,7 @@ class Sums:
             self.square[name].addcmul_(gradient, gradient)
             self.norm[name] += gradient.norm().item()
             if self.count == 1:
-                self.first_adam[name] = (gradient / (gradient.abs() + ADAM_EPSILON)).norm().item()
+                self.first_adam[name] = (gradient / (gradient.abs() + ADAM_EPSILON / math.sqrt(1 - ADAM_BETA2))).norm().item()
             matrix.grad = None
 
     def norms(self):
@@ -650,7 +654,10 @@ def append(path, record):
     line = (json.dumps(record) + "\n").encode()
     try:
         with open(path, "ab", buffering=0) as file, alone(file):
-            file.write(line)
+            end = file.seek(0, os.SEEK_END)
+            if file.write(line) < len(line):  # a disk may take a part of it
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room and start again to go on") from None

@@ -16,7 +16,7 @@ def gradients(folder, rows):
     inits = list(dict.fromkeys(row["weight_init"] for row in expected))
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8))
-    fewest = min(row["layers"] for row in expected)
+    fewest = min(row["layers"] for row in expected if row["weight_init"] == inits[0])
     for axis, matrix, name in zip(axes[0], ("fc1.weight", "fc2.weight"), ("W1", "W2"), strict=True):
         for key, of_key in by(
             [row for row in expected if row["matrix"] == matrix and row["layers"] == fewest and row["weight_init"] == inits[0]],

@@ -28,7 +28,8 @@ ABOUT = 0.1
 SMALL = 0.25
 
 RULES = (
-    f"*flat*: a factor from a layer to the next within {100 * FLAT:g} % of 1; *grow*: a factor above {1 + FLAT:g}; *stays*: an "
+    f"*flat*: a factor from a layer to the next within {100 * FLAT:g} % of 1; *grow*: a factor above {1 + FLAT:g} (both of the "
+    "line through the logarithms of all of a stack's layers, on average and not for each pair of neighbours); *stays*: an "
     f"exponent in the number of layers within {STAYS:g} of 0; *falls*: one below {-STAYS:g}; *about*: within {100 * ABOUT:g} % "
     f"of the paper's number; *very small*: at most {SMALL:g} of the same layer's mean before training; *bounded*: at most "
     f"{DELTA:g} of the tokens above {1 + EPSILON:g} EZ, in every layer. The whole 95 % interval over seeds must lie in the "
@@ -115,7 +116,7 @@ def after_warmup(groups):
     findings = []
     for group, records in tables.trained(groups).items():
         before = groups.get(group._replace(checkpoint=None, updates=None))
-        warmup = records[0]["unit"]["checkpoint"]["training"].get("warmup_updates") or 0
+        warmup = tables.training(records).get("warmup_updates") or 0
         if group.ln_position != "post" or before is None or not 1 < warmup <= group.updates:
             continue
         verdicts, words = [], []

@@ -19,8 +19,10 @@ from fairseq_lnplugin.whole_file import replacing
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
 #: Of ``--batches``.
 DEFAULT_BATCHES = 16
-#: What the paper's models and their training have (appendix A.1).
-PAPER = {"arch": "transformer_ln_study_iwslt_de_en", "dropout": 0.1, "label_smoothing": 0.1}
+#: What the paper's models and their training have (appendix A.1); its products were float32.
+PAPER = {"arch": "transformer_ln_study_iwslt_de_en", "dropout": 0.1, "label_smoothing": 0.1, "compute_dtype": "float32"}
+#: Of figure 3 (c, d).
+PAPER_DEPTHS, PAPER_SEEDS = {6, 8, 10, 12, 14}, 10
 
 
 def write(out, records, facts):
@@ -206,17 +208,20 @@ def not_the_papers(groups, shared, data):
     ]
     if shared["batches"] < DEFAULT_BATCHES:
         phrases.append(f"--batches {shared['batches']}, the command's default {DEFAULT_BATCHES}")
-    trainings = [(group, training(records)) for group, records in tables.trained(groups).items()]
+    initial = tables.initial(groups)
+    if absent := PAPER_DEPTHS - {group.layers for group in initial}:
+        phrases.append(f"without the depths {', '.join(map(str, sorted(absent)))}")
+    if (fewest := min(map(len, initial.values()), default=PAPER_SEEDS)) < PAPER_SEEDS:
+        phrases.append(f"from {fewest} seeds a model on, the paper {PAPER_SEEDS}")
+    inits = distinct(group.weight_init for group in groups)
+    if others := [name for name in inits if name != "xavier_uniform"]:
+        phrases.append(f"weight init {' and '.join(others)}" + (" too" if len(others) < len(inits) else ", the paper's Xavier"))
+    trainings = [(group, tables.training(records)) for group, records in tables.trained(groups).items()]
     tokens = [("mini-batches of", shared["max_tokens"])]
     tokens += [(f"{group.title} of", words["tokens_an_update"]) for group, words in trainings if "tokens_an_update" in words]
     if corpus:
         phrases += [f"{what} {found:,} tokens, the paper {corpus.tokens:,}" for what, found in tokens if found != corpus.tokens]
     return phrases
-
-
-def training(records):
-    """How the checkpoint of a group was trained, as ``{name: value}``; {} where its measurements do not say."""
-    return records[0]["unit"]["checkpoint"].get("training", {})
 
 
 def claims_section(groups):
@@ -319,7 +324,7 @@ def training_section(groups):
         return []
     lines = ["## Figure 3 (a, b): layer by layer, after training", ""]
     for group, records in trained.items():
-        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training(records).items()) or "not known"
+        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in tables.training(records).items()) or "not known"
         lines.append(
             f"- {group.title}, `{group.weight_init}`, was trained with: {words}. {count(len(records), 'seed')}: one checkpoint, "
             "that many orders of mini-batches. Its intervals say nothing of another training."

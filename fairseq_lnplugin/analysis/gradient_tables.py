@@ -38,10 +38,21 @@ def position_title(position):
     return TITLES.get(position, position)
 
 
+def identity(unit):
+    """What makes two measurements the same: their ``unit``, without what a checkpoint's file tells of its training."""
+    checkpoint = unit["checkpoint"] and {name: unit["checkpoint"][name] for name in ("sha256", "updates")}
+    return json.dumps(unit | {"checkpoint": checkpoint}, sort_keys=True)
+
+
+def training(records):
+    """How the checkpoint of a group was trained, as ``{name: value}``; {} where its measurements do not say."""
+    return records[0]["unit"]["checkpoint"].get("training", {})
+
+
 def grouped(records):
     """Measurements by :class:`Group`, sorted; what the same unit was measured twice counts once."""
     groups = defaultdict(list)
-    for record in {json.dumps(record["unit"], sort_keys=True): record for record in reversed(records)}.values():
+    for record in {identity(record["unit"]): record for record in reversed(records)}.values():
         unit, trained = record["unit"], record["unit"]["checkpoint"] or {}
         names = unit["weight_init"], unit["ln_position"], unit["layers"]
         groups[Group(*names, trained.get("sha256"), trained.get("updates"))].append(record)

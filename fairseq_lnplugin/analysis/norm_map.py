@@ -204,15 +204,18 @@ def arrangement_of(norm, layer):
 
 def summary(name, rows, parameters=None):
     """One sentence: position, final norms, numbers; ``parameters``: of the whole model, if known."""
-    places = {row["norm"] for row in rows if row["sub-layer"] in SUBLAYERS.values()}
+    stacks = dict.fromkeys(row["stack"] for row in rows if row["layer"] != "-")
+    known = [row for row in rows if row["sub-layer"] in SUBLAYERS.values()]
+    places = {row["norm"] for row in known}
     positions = {"before": "Pre-LN", "after": "Post-LN"}
     position = positions.get(places.pop(), "another LN position") if len(places) == 1 else "mixed LN positions"
-    stacks = dict.fromkeys(row["stack"] for row in rows if row["layer"] != "-")
+    if not stacks or {row["stack"] for row in known} != set(stacks):
+        position = "an LN position that this command does not know"
     ended = {row["stack"] for row in rows if row["norm"] == "final"}
     final = ", ".join(f"{stack} {'yes' if stack in ended else 'no'}" for stack in stacks)
     of_norms = sum(row["parameters"] for row in rows)
     of_all = f" of {parameters:,}" if parameters else ""
-    return f"{name}: {position}; final norms: {final}; {len(rows)} norms with {of_norms:,} parameters{of_all}"
+    return f"{name}: {position}; final norms: {final or 'no'}; {len(rows)} norms with {of_norms:,} parameters{of_all}"
 
 
 def aligned(rows):

@@ -17,7 +17,7 @@ from fairseq import utils
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import expected_gradient, gradient_tables, intervals
 from fairseq_lnplugin.analysis.gradient_tables import position_title as title
-from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
+from fairseq_lnplugin.analysis.theory import ARCH, WEIGHT_INIT, Check, appendix_factor, around, of_worst, rho
 
 #: As many seeds as the paper has; of a layer they are the independent values.
 LAYERS, SEEDS = 6, 10
@@ -41,18 +41,26 @@ class Models:
     def __init__(self, args):
         parser = argparse.ArgumentParser()
         expected_gradient.add_arguments(parser)
-        flags = ["--arch", args.arch, "--weight-init", args.weight_init, "--dropout", "0"]
+        arch, weight_init = args.arch or ARCH, args.weight_init or WEIGHT_INIT
+        flags = ["--arch", arch, "--weight-init", weight_init, "--dropout", "0"]
         sizes = ["--batches", str(BATCHES), "--max-tokens", str(MAX_TOKENS)]
         name = [f"--data-name={args.data_name}"] if args.data_name else []
         self.args = parser.parse_args([args.data, "--out", args.out, *flags, *sizes, *name])
         self.seeds = [args.seed + number for number in range(SEEDS)]
-        self.setting = f"{args.arch}, {LAYERS}-{LAYERS}, {args.weight_init}, {SEEDS} seeds"
+        self.setting = f"{arch}, {LAYERS}-{LAYERS}, {weight_init}, {SEEDS} seeds"
         with self.errors():
             expected_gradient.check(self.args)
             self.data = expected_gradient.Data(self.args)
-            self.data.batches(self.args, self.seeds[0], self.build("post", 1, self.seeds[0])[0])
-        self.described = {"arch": args.arch, "weight_init": args.weight_init, "data": self.data.facts}
-        self.described |= {"batches": BATCHES, "max_tokens": MAX_TOKENS}
+            model, _ = self.build("post", 1, self.seeds[0])
+        try:
+            self.data.batches(self.args, self.seeds[0], model)
+        except expected_gradient.UserError:
+            raise SystemExit(
+                f"fairseq-ln theory: {args.data} has not {BATCHES} mini-batches of {MAX_TOKENS:,} tokens; give a folder with "
+                "more pairs, or leave it out"
+            ) from None
+        self.described = {"arch": arch, "weight_init": weight_init, "data": self.data.facts}
+        self.described |= {"batches": BATCHES, "max_tokens": MAX_TOKENS, "heads": model.cfg.decoder.attention_heads}
 
     @contextlib.contextmanager
     def errors(self):
@@ -87,7 +95,7 @@ class Models:
         batches = list(self.data.batches(self.args, seed, model))
         model.train()
         found = {"cfg": model.cfg, "inputs": inputs(model, batches[0])}
-        with torch.no_grad(), expected_gradient.recorded_sums() as sums, recorded_uniformity() as uniformity:
+        with torch.no_grad(), expected_gradient.recorded_sums() as sums, recorded_uniformity(model, batches[0]) as uniformity:
             criterion(model, batches[0])
         found["uniformity"] = by_sublayer(uniformity)
         found["jacobians"] = jacobians(model, position, sums)
@@ -227,17 +235,22 @@ def inputs(model, sample):
 
 
 @contextlib.contextmanager
-def recorded_uniformity():
-    """Inside, how uniform each attention was is kept, in order: mean over queries and heads of 1 / (positions x sum p^2)."""
+def recorded_uniformity(model, sample):
+    """Inside, how uniform each attention was is kept, in order: mean over queries and heads of 1 / (positions x sum p^2).
+
+    Of real queries in a pass over fairseq's ``sample``: a pad's scores come from the biases alone, and are more uniform.
+    """
     original, kept = fused.attention, []
     signature = inspect.signature(original)
+    source, target = (sample["net_input"][name].ne(model.encoder.padding_idx) for name in ("src_tokens", "prev_output_tokens"))
 
     def attention(*args, **kwargs):
         call = signature.bind(*args, **kwargs)
         asked, call.arguments["need_weights"] = call.arguments.get("need_weights", False), True
         out, probs = original(*call.args, **call.kwargs)
         attended = (probs > 0).sum(-1)
-        kept.append((1 / (attended * probs.pow(2).sum(-1)))[attended > 1].mean().item())
+        queries = source if len(kept) < len(model.encoder.layers) else target
+        kept.append((1 / (attended * probs.pow(2).sum(-1)))[(attended > 1) & queries].mean().item())
         return out, probs if asked else None
 
     fused.attention = attention

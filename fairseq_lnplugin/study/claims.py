@@ -334,6 +334,14 @@ def claims(means, plan):
     return sorted(found, key=lambda claim: claim.figure)
 
 
+def positions(means, plan):
+    """Pairs of a Pre-LN and a Post-LN run that share optimizer and learning rate: what to test where no claim compares runs."""
+    kept = Evidence(means, plan).means.values()
+    pre, post = ([row for row in kept if row.settings["ln_position"] == position] for position in ("pre", "post"))
+    alike = lambda row: (row.settings["optimizer"], number(row.settings["lr"]))  # noqa: E731
+    return [(row.name, other.name) for row in pre for other in post if alike(row) == alike(other)]
+
+
 def claim(evidence, figure, statement, *groups):
     """The claim that all groups of parts together decide, each by the comparisons in it that can be made."""
     parts = [part for group in groups for part in group]

@@ -71,7 +71,7 @@ def warnings(runs, plan):
             f"**No reproduction**: data, size or length differ from the paper's here ({'; '.join(other)}), "
             "and with them the scores."
         )
-    lines += scaled_lengths(runs, plan)
+    lines += scaled_lengths(runs, plan) + different_lengths(runs)
     unfinished = [named(run) for run in runs if not run.done]
     if unfinished:
         lines.append(
@@ -85,13 +85,28 @@ def scaled_lengths(runs, plan):
     """What the presets made of the plan's warm-ups and holds, a text each; [] where they are as in the plan."""
     lines = []
     if scaled := tables.scaled(runs, plan, "warmup_updates"):
-        lengths = ", ".join(f"{papers} is {ours:,}" for papers, ours in scaled.items())
+        lengths = ", ".join(f"{papers} is {ours:,}" for papers, ours in scaled)
         lines.append(
             f"**Warm-up is scaled** with the length of the training: {lengths} updates. Runs are named after the paper's."
         )
     if scaled := tables.scaled(runs, plan, "hold_epochs"):
-        lengths = ", ".join(f"{papers} is {ours}" for papers, ours in scaled.items())
+        lengths = ", ".join(f"{papers} is {ours}" for papers, ours in scaled)
         lines.append(f"**The hold of the rate is scaled** with the length of the training: {lengths} epochs.")
+    return lines
+
+
+def different_lengths(runs):
+    """A text for each figure whose runs were to be trained for different lengths."""
+    lines = []
+    for figure, members, _ in tables.sections(runs, []):
+        found = distinct(
+            f"{run.settings.get('max_epoch') or 'any number of'} epochs"
+            + (f", {int(run.settings['max_update']):,} updates" if run.settings.get("max_update") else "")
+            for run in members
+        )
+        if len(found) > 1:
+            where = f" in figure {figure}" if figure else ""
+            lines.append(f"**Different lengths{where}** (at most {'; at most '.join(found)}): such runs cannot be compared.")
     return lines
 
 
@@ -318,7 +333,7 @@ def source(runs):
     """Where the numbers of a section come from."""
     lines = distinct(f"{score.lines:,}" for run in runs for score in run.scores if score.subset == tables.TEST)
     seeds = sorted({run.seed for run in runs if run.done} or {run.seed for run in runs})
-    scored = distinct(shortened(scoring_commit(run)) for run in runs if run.scores)
+    scored = distinct(shortened(name) for run in runs if run.scores for name in tables.scored_commits(run) or ["unknown"])
     sentences = [
         f"Source: `{', '.join(values(runs, 'data'))}`, {tables.pairs_text([run.settings for run in runs])} for training",
         f", test set{test_name(runs)} of {' or '.join(lines)} lines" if lines else "",
@@ -384,9 +399,10 @@ def tests_section(tests):
     settings = distinct(f"`{test.signature}`" for test in tests if test.signature)
     text = (
         "sacrebleu's paired bootstrap test between the translations of two runs with one seed, for each pair that a claim "
-        "compares: how likely a difference at least this large is where there is none. It knows chance in the choice of test "
-        f"sentences, not in the training. Settings: {', '.join(settings) or 'no test was made'}. BLEU here is against "
-        "fairseq-generate's own targets, and may be some hundredths off the one above."
+        "compares (where none does, for Pre-LN against Post-LN): how likely a difference at least this large is where there is "
+        "none. It knows chance in the choice of test sentences, not in the training. Settings: "
+        f"{', '.join(settings) or 'no test was made'}. BLEU here is against fairseq-generate's own targets, and may be some "
+        "hundredths off the one above."
     )
     return f"## Paired bootstrap tests\n\n{text}\n\n{grid(header, rows)}"
 
@@ -403,6 +419,8 @@ def missing_section(runs, plan, to_go):
             lines.append(f"- {named(run)}: no score on the test set at its best epoch, {run.best.epoch}")
     if not lines and not plan:
         return ""
+    if any(" seed " in name for name in to_go):
+        lines.append("\nSeeds are those that recipes were told to train, which the study's file `chosen` keeps, a line each.")
     return "## Missing\n\n" + ("\n".join(lines) or f"Nothing: all {count(len(plan), 'run')} of the plan are trained and scored.")
 
 
@@ -550,8 +568,8 @@ def shortened(name):
 
 
 def scoring_commit(run):
-    """The commit of a run's scoring, or "unknown": it was not kept in the folders of the first runs."""
-    return tables.commit(run.scored_with) or "unknown"
+    """The commits of a run's scoring, or "unknown": they were not kept in the folders of the first runs."""
+    return ", ".join(tables.scored_commits(run)) or "unknown"
 
 
 def by_value(runs, value):

@@ -86,9 +86,10 @@ def progress(args):
 
 
 def tested(runs, plan):
-    """The claims, and the significance.Difference of each pair of runs that they compare."""
-    found = claims.claims(tables.means(runs), plan)
-    pairs = [pair for claim in found for pair in claim.pairs]
+    """The claims, and the significance.Difference of each pair of runs that they compare, or of both positions."""
+    means = tables.means(runs)
+    found = claims.claims(means, plan)
+    pairs = [pair for claim in found for pair in claim.pairs] or claims.positions(means, plan)
     if not pairs:
         return found, []
     from fairseq_lnplugin.study import significance  # sacrebleu is slow to import, and not every report needs it

@@ -1,7 +1,8 @@
 """Read run folders ``<study>/<run>/seed<k>/``: the contract between the recipes that write them and the report.
 
 A folder holds settings.tsv, environment.json (code and machine of the training), command.txt, train.log,
-checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring), decode/
+checkpoints/grad_norm.tsv, scores.tsv, scored_with.json (as environment.json, of the last scoring; scored_with.<n>.json
+are those before it), decode/
 (fairseq-generate's output on the test set), wall_seconds and score_seconds (what training and scoring took), ``trained``
 or ``diverged``, and ``done`` once the run is trained and scored. A file that is missing or damaged is an error, except for
 what a run still under way cannot have.
@@ -81,7 +82,7 @@ class GradNorm(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Where and how a training ended in NaN, Inf or fairseq's minimum loss scale."""
+    """Where and how a training ended in NaN, Inf or fairseq's minimum loss scale; ``update``: the one after the last logged."""
 
     update: int
     message: str
@@ -94,7 +95,7 @@ class Run:
     folder: Path
     settings: dict
     environment: dict
-    scored_with: dict
+    scored_with: list
     command: str
     epochs: list
     points: list
@@ -190,7 +191,7 @@ def read_run(folder):
         folder=folder,
         settings=settings,
         environment=read_environment(folder / "environment.json", required=done),
-        scored_with=read_environment(folder / "scored_with.json", required=False),
+        scored_with=[read_environment(path, required=True) for path in sorted(folder.glob("scored_with*.json"))],
         command=read(folder / "command.txt", required=done).strip(),
         epochs=epochs,
         points=points,

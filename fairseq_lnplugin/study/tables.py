@@ -34,7 +34,7 @@ CORPORA = (
 )
 #: Appendix A.1; fairseq's own setting has others.
 PAPER_REGULARIZATION = {"dropout": 0.1, "weight_decay": 0.0, "label_smoothing": 0.1}
-#: Epochs that figures 2 and 4 of the paper show for IWSLT14.
+#: Epochs that figures 2 and 4 of the paper show for IWSLT14, and the plan's for WMT14, of which the text has none.
 PAPER_EPOCHS = 15
 #: Subsets of scores.tsv: the test set, and the first 500 validation sentences (fairseq's second --testpref).
 TEST, VALID500 = "test", "test1"
@@ -84,7 +84,7 @@ def result(run):
         "diverged_at": run.diverged and run.diverged.update,
         "wall_seconds": run.wall_seconds,
         "commit": commit(run.environment),
-        "scored_commit": commit(run.scored_with),
+        "scored_commit": ", ".join(scored_commits(run)),
         "command": run.command,
         "state": state(run),
         "best_epoch": best and best.epoch,
@@ -110,6 +110,11 @@ def commit(environment):
     """The commit of an environment.json, ``-dirty`` where a file differed from it, or None."""
     name = environment.get("commit")
     return f"{name}-dirty" if name and environment.get("dirty") else name
+
+
+def scored_commits(run):
+    """The different commits of a run's scorings; [] where none was kept, as in the folders of the first runs."""
+    return list(dict.fromkeys(filter(None, map(commit, run.scored_with))))
 
 
 def state(run):
@@ -286,16 +291,18 @@ def not_the_papers(runs):
         for name, papers in PAPER_REGULARIZATION.items():
             if known and settings.get(name) and float(settings[name]) != papers:
                 phrases[f"{name.replace('_', ' ')} {settings[name]}, the paper {papers:g}"] = True
-        if known and known.exact and epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
-            phrases[f"at most {epochs} epochs, the paper {PAPER_EPOCHS}"] = True
+        if known and epochs.isdecimal() and int(epochs) < PAPER_EPOCHS:
+            phrases[f"at most {epochs} epochs, the {'paper' if known.exact else 'plan'} {PAPER_EPOCHS}"] = True
+        if known and settings.get("max_update"):
+            phrases[f"at most {int(settings['max_update']):,} updates"] = True
     return list(phrases)
 
 
 def scaled(runs, plan, name):
-    """The lengths of a plan that a preset scaled, and the runs' own; ``name``: ``warmup_updates`` or ``hold_epochs``."""
+    """Pairs of a plan's length that a preset scaled and the runs' own; ``name``: ``warmup_updates`` or ``hold_epochs``."""
     planned = {row["run"]: row.get(name, "") for row in plan}
     pairs = {(planned.get(run.name, ""), run.settings.get(name, "")) for run in runs}
-    return {int(papers): int(ours) for papers, ours in sorted(pairs) if papers and papers != ours}
+    return sorted((int(papers), int(ours)) for papers, ours in pairs if papers and papers != ours)
 
 
 def corpus(settings):

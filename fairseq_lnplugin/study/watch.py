@@ -124,7 +124,7 @@ def progress(run, quiet):
     place, share = f"{epochs:.1f}", None
     for at, limit in ((run.updates, run.settings.get("max_update", "")), (epochs, run.settings.get("max_epoch", ""))):
         if limit.isdecimal() and int(limit) > 0:
-            share = min(1.0, at / int(limit))
+            share = min(1.0, max(share or 0.0, at / int(limit)))  # training ends at the first of the two
     if run.settings.get("max_epoch"):
         place += f" of {run.settings['max_epoch']}"
     return Progress(state, running, place, share)
