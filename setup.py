@@ -4,6 +4,9 @@ The kernels (``fairseq_lnplugin/csrc/``) are built with torch's own extension bu
 without them the package installs and runs all the same, on plain torch operators.
 """
 
+import zlib
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 try:
@@ -11,15 +14,20 @@ try:
 except ImportError:  # torch comes later: the first `pip install` in an empty environment builds no kernels
     kernels = {}
 else:
+    source = "fairseq_lnplugin/csrc/kernels.cpp"
     extension = CppExtension(
         "fairseq_lnplugin._kernels",
-        ["fairseq_lnplugin/csrc/kernels.cpp"],
+        [source],
         # -march=native: the kernels are compiled where they run and never shipped as binaries
-        extra_compile_args=["-O3", "-march=native", "-fopenmp", "-ffast-math", "-fno-finite-math-only", "-std=c++20"],
+        extra_compile_args=[
+            *("-O3", "-march=native", "-fopenmp", "-ffast-math", "-fno-finite-math-only", "-std=c++20"),
+            f"-DKERNELS_SOURCE={zlib.crc32(Path(source).read_bytes())}u",  # for fused.py, which takes none of another version
+        ],
         extra_link_args=["-fopenmp"],
     )
     extension.optional = True  # a failed build is a warning, not an error
-    kernels = {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    # without ninja, of whose failures setuptools knows nothing: they would end the installation
+    kernels = {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)}}
 
 setup(
     name="fairseq_lnplugin",

@@ -5,15 +5,35 @@ Products run in the *compute dtype* (float32 or bfloat16); the residual stream, 
 are also the kernels' oracle in the tests.
 """
 
+import logging
+import zlib
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    from fairseq_lnplugin import _kernels as kernels
-except ImportError:
-    kernels = None
+
+def built_kernels():
+    """The compiled kernels, or None: not built, built for another CPU, or from another version of their source."""
+    try:
+        from fairseq_lnplugin import _kernels
+    except ImportError:
+        return None
+    source = Path(__file__).with_name("csrc") / "kernels.cpp"
+    if source.is_file() and getattr(_kernels, "source", None) != zlib.crc32(source.read_bytes()):
+        logging.getLogger(__name__).warning(
+            "%s was built from another kernels.cpp, so that all runs without kernels, slower; `python setup.py build_ext "
+            "--inplace` in %s builds them again",
+            _kernels.__file__,
+            source.parents[2],
+        )
+        return None
+    return _kernels
+
+
+kernels = built_kernels()
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

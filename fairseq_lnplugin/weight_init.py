@@ -20,7 +20,7 @@ def xavier_uniform(layer):
 
 
 def xavier_normal(layer):
-    """Every matrix of the layer N(0, 2 / (fan_in + fan_out)), zero biases: the theory's (section 3.3), but for its W_Q = W_K = 0."""
+    """Every matrix of the layer N(0, 2 / (fan_in + fan_out)), zero biases: the theory's, but for its W_Q = W_K = 0."""
     for module in layer.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)

@@ -4,9 +4,10 @@
 #   . recipes/environment.sh        activates it in this shell (what every recipe does first)
 #   bash recipes/environment.sh     only makes it; activate it later with `. .venv/bin/activate`
 #
-# The `python` on PATH is used as it is when it has all that is needed (see MODULES and COMMANDS). Otherwise .venv is made: that
+# The `python` on PATH is used as it is when it has all that is needed (see MODULES and COMMANDS) and is not .venv's own. Otherwise
+# .venv is made: that
 # needs Python 3.11 to 3.13, a C++ compiler, Python's headers, and about 5 minutes on 2 cores (fairseq is built from source). A
-# second start does nothing; changed pins or a changed setup.py install again; a killed set-up goes on. pip's output: .venv/setup.log.
+# second start does nothing; changed pins, kernels or setup.py install again; a killed set-up goes on. pip's output: .venv/setup.log.
 #
 # Settings: PYTHON=PROGRAM (the Python to make .venv with), TORCH_INDEX=URL (pip index to take torch from, for example one with
 # CPU-only builds), ENVIRONMENT_NEEDS="pytest ..." (more modules or commands that the environment on PATH must have to be used).
@@ -49,7 +50,9 @@ environment_python() {
   return 1
 }
 
-environment_hash() { cat "$LNPLUGIN_ROOT"/recipes/constraints.txt "$LNPLUGIN_ROOT"/{setup.py,pyproject.toml} | cksum | tr ' ' -; }
+environment_hash() {
+  cat "$LNPLUGIN_ROOT"/{recipes/constraints.txt,setup.py,pyproject.toml,fairseq_lnplugin/csrc/kernels.cpp} | cksum | tr ' ' -
+}
 
 # environment_pip WHAT PIP-ARGUMENT...: pip install, quietly; the end of its output when it fails.
 environment_pip() {
@@ -65,7 +68,7 @@ environment_pip() {
 
 # Makes or updates .venv, and leaves it activated.
 environment_make() {
-  local venv=$LNPLUGIN_ROOT/.venv stamp=$LNPLUGIN_ROOT/.venv/lnplugin-installed wanted python clear=() lock
+  local venv=$LNPLUGIN_ROOT/.venv stamp=$LNPLUGIN_ROOT/.venv/lnplugin-installed wanted python clear=() lock lacks
   wanted="$(environment_hash) $LNPLUGIN_ROOT"
   if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
     python=$(environment_python) || return 1
@@ -86,7 +89,8 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
     fi
   fi
   if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then # again: the one we waited for may have made it
-    environment_say "what is on PATH lacks $(environment_lacks | head -n 3 | paste -sd ' ' -); making $venv, about 5 minutes on 2 cores"
+    lacks=$(environment_lacks | head -n 3 | paste -sd ' ' -)
+    environment_say "${lacks:+what is on PATH lacks $lacks; }making $venv, about 5 minutes on 2 cores"
     # a folder that was moved or whose Python is gone starts anew
     if [[ -f $stamp && $(<"$stamp") != *" $LNPLUGIN_ROOT" ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then clear=(--clear); fi
     rm -f "$stamp"
@@ -112,7 +116,8 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
 environment_find_or_make() {
   # our package first, from any working folder; a copy installed by hand cannot hide this checkout's
   export PYTHONPATH=$LNPLUGIN_ROOT${PYTHONPATH:+:$PYTHONPATH}
-  [[ -z $(environment_lacks) ]] || environment_make
+  # .venv itself, activated, may be of other pins than today's
+  [[ -z $(environment_lacks) && $(command -v python) != "$LNPLUGIN_ROOT/.venv/bin/python" ]] || environment_make
 }
 
 # shellcheck disable=SC2317

@@ -5,7 +5,8 @@
 # A fine-tuning is a folder <run>/seed<k>/finetune/<TASK>/update<N>-batch<B>-lr<L>-epochs<E>-seed<S>/ with command.txt, train.log and,
 # once it is finished, result.tsv (name, tab, value). It keeps no checkpoints: a killed one starts again.
 
-# -- Devlin et al. 2018, whose settings the paper takes (section 4.1): what no run and no preset changes --
+# -- Devlin et al. 2018, whose settings the paper takes (section 4.1): what no run and no preset changes. No clipping, below, is
+# fairseq's RoBERTa's: the paper's text has no word on it --
 PRETRAINING=(--task masked_lm --criterion masked_lm --mask-prob 0.15 --sample-break-mode complete_doc
   --optimizer fused_adam --adam-betas "(0.9,0.999)" --adam-eps 1e-06 --weight-decay 0.01)
 DROPOUT=0.1
@@ -42,6 +43,9 @@ masked_lm_settings() {
       die "FINETUNE_UPDATES: no checkpoint at update $value; preset $PRESET keeps one each ${LENGTHS[save_interval_updates]}" \
         "updates up to $UPDATES"
   done
+  ((WORKER_TOKENS >= TOKENS_PER_SAMPLE)) ||
+    die "a worker's share of an update is $WORKER_TOKENS tokens (WORKERS=$WORKERS, UPDATE_FREQ=$UPDATE_FREQ), and a sample has up to" \
+      "$TOKENS_PER_SAMPLE; use fewer workers or a smaller UPDATE_FREQ"
   [[ -z $MAX_EPOCH$MAX_UPDATE$AVERAGE ]] ||
     die "MAX_EPOCH, MAX_UPDATE and AVERAGE do not go with $RECIPE.sh: recipes/masked_lm.tsv has the lengths of its runs"
   GRID="updates ${UPDATES_LIST[*]}; batch ${BATCH_SIZE_LIST[*]}; lr ${LR_LIST[*]}; epochs ${EPOCHS_LIST[*]};"
@@ -197,6 +201,7 @@ finetune() {
     log "$3: diverged, so it is not fine-tuned"
     all=()
   fi
+  rm -f "$RUN_FOLDER/done" # of a smaller grid: until this one is whole, the report takes none of it
   for cell in ${all[@]+"${all[@]}"}; do
     number=$((number + 1)) label="$3: fine-tuning $number of ${#all[@]}"
     read -r _ updates _ <<<"$cell"

@@ -29,7 +29,8 @@ REAL=$DATA/libreoffice-help # what stage 1 tries first
 MADE_UP=$DATA/grammar       # and what it falls back on
 CORPUS=$REAL
 # a study stays with the corpus that it began with
-if [[ -f $MADE_UP/corpus.json && ! -f $REAL/corpus.json ]]; then CORPUS=$MADE_UP; fi
+began=$(cat "$RUNS"/*/seed*/settings.tsv 2>/dev/null | awk -F '\t' '$1 == "data" { print $2; exit }' || true)
+if [[ $began == grammar || (! $began && -f $MADE_UP/corpus.json && ! -f $REAL/corpus.json) ]]; then CORPUS=$MADE_UP; fi
 enter_environment
 
 if stage 1; then

@@ -488,7 +488,6 @@ def test_a_checkpoint_is_finetuned_reloaded_and_validated(pretrained, data, tmp_
     caplog.set_level("INFO")
     train(data / "pairs", tmp_path / "tuned", *FINETUNE, *restore)
     logged = [json.loads(record.message) for record in caplog.records if record.name == "valid"][-1]
-    assert 0 <= float(logged["valid_accuracy"]) <= 100
     found = validate(data / "pairs", tmp_path / "tuned/checkpoint_last.pt", "sentence_prediction", caplog, monkeypatch)
     assert found == pytest.approx(float(logged["valid_loss"]), abs=2e-3)
 

@@ -69,7 +69,9 @@ elif name == "fairseq-ln":
     if arguments[0] == "environment":
         print("{{}}")
     elif arguments[0] == "report":
-        Path(arguments[1], "RESULTS.md").write_text("results")
+        Path(arguments[1], "figures").mkdir(exist_ok=True)
+        for report in ("RESULTS.md", "RESULTS.html"):
+            Path(arguments[1], report).write_text("results")
 """
 
 
@@ -327,6 +329,15 @@ def test_a_larger_grid_fine_tunes_only_what_is_new(tree):
     assert len(tree.finetunings()) == 12 and {command["--seed"] for command in tree.finetunings()[8:]} == {"3"}
 
 
+def test_a_larger_grid_that_is_not_whole_yet_is_not_taken_for_done(tree):
+    """Ended in its second fine-tuning: the report must not judge by half of it."""
+    only = ("--only", PRE)
+    tree.bert(*only)
+    assert (tree.folder() / "done").exists()
+    assert tree.bert(*only, FINETUNE_SEEDS="1 2 3", FINETUNE_MODE="killed", FINETUNE_ONLY="seed3").returncode != 0
+    assert not (tree.folder() / "done").exists()
+
+
 def test_a_study_copied_to_another_place_goes_on_there(tree):
     """The folder of the runs and that of the data are elsewhere, named by their full paths: only what is new is fine-tuned."""
     tree.bert("--only", PRE)
@@ -400,7 +411,7 @@ def test_a_run_that_another_start_fine_tunes_is_left_alone(tree):
         finally:
             os.killpg(holder.pid, 9)
     assert result.returncode == 1 and not tree.finetunings()
-    assert "is being trained by another process" in result.stderr.splitlines()[-1]
+    assert "is being trained or scored by another process" in result.stderr.splitlines()[-1]
 
 
 # -- what is refused --
@@ -447,6 +458,7 @@ def test_without_text_libreoffices_help_is_asked_for(tree):
         ((), {"PRESET": "huge"}, "unknown preset 'huge'; choose PRESET from paper, cpu, smoke"),
         ((), {"FINETUNE_UPDATES": "15"}, "no checkpoint at update 15; preset smoke keeps one each 10 updates up to 20"),
         ((), {"FINETUNE_UPDATES": "30"}, "no checkpoint at update 30"),
+        ((), {"UPDATE_FREQ": "32"}, "use fewer workers or a smaller UPDATE_FREQ"),
         ((), {"FINETUNE_SEEDS": "one"}, "take whole numbers from 1 on, not 'one'"),
         ((), {"FINETUNE_LRS": "high"}, "FINETUNE_LRS takes learning rates such as 1e-5, not 'high'"),
         ((), {"FINETUNE_LRS": "0.0"}, "not '0.0'"),
@@ -503,4 +515,9 @@ def test_the_recipe_runs_for_real_on_a_few_sentences(tmp_path):
     assert (tmp_path / "runs" / PRE / "seed1" / "checkpoints" / "checkpoint_last.pt").is_file()
     text = (tmp_path / "runs" / "RESULTS.md").read_text(encoding="utf-8")
     assert text.startswith("# Figure 5 (BERT): text, 6,400 words of text against the paper's 3.4B")
-    assert "On the 20 rows of dev" in text and "accuracy 50.0" in text
+    assert "On the 20 rows of dev" in text
+    results = list((tmp_path / "runs" / PRE / "seed1" / "finetune").glob("*/*/result.tsv"))
+    assert len(results) == 2
+    for path in results:  # in percent: a share of 20 rows
+        result = dict(line.split("\t") for line in path.read_text().splitlines())
+        assert float(result["accuracy"]) in range(5, 101, 5) and 0 <= float(result["f1"]) <= 100

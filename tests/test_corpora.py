@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,12 @@ def test_text_that_was_processed_before_is_refused_with_file_and_line(raw, tmp_p
     pairs[6] = (pairs[6][0], trace)
     write_pairs(raw / "train", pairs)
     refused(own(raw, tmp_path / "out"), "train.en, line 7", "already tokenized")
+
+
+def test_text_full_of_marks_inside_words_is_refused_by_its_files(raw, tmp_path):
+    """`a@@b`: no trace of BPE, and yet no text that BPE could be undone in."""
+    write_pairs(raw / "valid", [(german, f"{english} a@@b") for german, english in numbers(100, 20)])
+    refused(own(raw, tmp_path / "out"), "valid.en: 20 of 20 pairs hold @@")
 
 
 def test_one_language_twice_is_refused(raw, tmp_path):
@@ -776,6 +783,36 @@ def test_the_original_archive_is_prepared_as_fairseqs_script_does(original, tmp_
     assert lines(out / "valid.de")[0] == f"der hund , {numbers(0, 94)[21][0]} !"  # the 23rd pair is the 22nd sentence
     assert [line.split()[2] for line in lines(out / "test.en")] == ["01", "02", "11", "12", "21", "22", "31", "32", "41", "42"]
     assert lines(out / "test.en")[0] == "en satz 01 , it &apos;s so ."
+
+
+def test_a_tree_with_both_directions_is_read_in_the_papers(original, tmp_path):
+    """de-en/ beside en-de/."""
+    (original / "en-de").mkdir()
+    for lang in ("de", "en"):
+        shutil.copy(original / "de-en" / f"train.tags.de-en.{lang}", original / "en-de" / f"train.tags.en-de.{lang}")
+    assert made(tmp_path / "out", iwslt14(tmp_path / "out", original, "--merges", "50", expect="91/4/10"))
+
+
+def test_a_rare_trace_of_processing_leaves_the_original_text_and_is_counted(original, tmp_path):
+    """One raw pair of 96 has `&apos;`: as in one's own text, up to 1 % are left out, and more are refused."""
+    text = original / "de-en" / "train.tags.de-en.en"
+    text.write_text(text.read_text(encoding="utf-8").replace("The dog's", "The dog&apos;s", 1), encoding="utf-8")
+    refused(iwslt14(tmp_path / "out", original, "--merges", "50", expect="90/4/10"), "train.tags.de-en.en, line 2", "&apos;")
+    for lang, line in (("de", "Die Katze schläft.\n"), ("en", "The cat sleeps.\n")):
+        path = original / "de-en" / f"train.tags.de-en.{lang}"
+        path.write_text(path.read_text(encoding="utf-8") + 10 * line, encoding="utf-8")
+    facts = made(tmp_path / "out", iwslt14(tmp_path / "out", original, "--merges", "50", expect="100/4/10"))
+    assert facts["dropped"]["a side holds &apos; or @@"] == 1
+
+
+def test_a_folder_is_known_by_its_files_and_not_by_its_name(prepared, tmp_path):
+    """Renamed, nothing is to do; with a file more, it is another corpus."""
+    out = tmp_path / "out"
+    made(out, iwslt14(out, prepared))
+    moved = prepared.rename(tmp_path / "renamed")
+    assert "nothing to do" in iwslt14(out, moved).stderr
+    (moved / "more.txt").write_text("more")
+    refused(iwslt14(out, moved), "was made with content of --from", f"delete {out}")
 
 
 def test_an_original_archive_without_a_test_set_is_refused(original, tmp_path):

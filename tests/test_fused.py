@@ -5,12 +5,20 @@ The oracle of a kernel is the torch path of the same function, which runs when `
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fairseq import checkpoint_utils
 
+import fairseq_lnplugin
 from fairseq_lnplugin import fused, fused_label_smoothed_cross_entropy
 
 needs_kernels = pytest.mark.skipif(fused.kernels is None, reason="the kernels were not built: no C++ compiler at set-up")
@@ -57,6 +65,7 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros_and_passes_no_gradient(pa
     if path == "torch":
         monkeypatch.setattr(fused, "kernels", None)
     q, k, v = (random(3, 2, 2, 8, dtype=dtype, seed=seed) for seed in range(3))
+    torch.manual_seed(1)  # dropout must not take the only word that the third one sees
     pads = torch.tensor([[True, True, False], [False, False, False]])
     causal = torch.triu(torch.full((3, 3), -math.inf), 1)
     out, _ = fused.attention(q, k, v, pads, causal, p)
@@ -183,6 +192,37 @@ def test_attention_to_a_history_equals_attention_to_the_keys_it_points_to(steps,
         torch.testing.assert_close(out[0, b].double(), expected, rtol=0, atol=bound)
         torch.testing.assert_close(weights[:, b, 0, real].double(), probs, rtol=0, atol=bound)
         assert weights[:, b].sum() == pytest.approx(heads, abs=bound * heads)  # pads have none
+
+
+@pytest.mark.parametrize("built_from", [None, 1])
+def test_kernels_of_another_version_of_their_source_are_not_taken(built_from, monkeypatch, caplog):
+    """As an update of the checkout leaves them: told with the command that builds them again. None: of an older version."""
+    built = SimpleNamespace(__file__="_kernels.so", **({} if built_from is None else {"source": built_from}))
+    monkeypatch.setattr(fairseq_lnplugin, "_kernels", built, raising=False)
+    assert fused.built_kernels() is None
+    assert "_kernels.so was built from another kernels.cpp" in caplog.text and "build_ext --inplace" in caplog.text
+    built.source = zlib.crc32((Path(fused.__file__).parent / "csrc" / "kernels.cpp").read_bytes())
+    assert fused.built_kernels() is built
+
+
+def test_an_installation_goes_on_without_kernels_where_they_cannot_be_compiled(repo_root, tmp_path):
+    """A compiler that fails: a warning and status 0, also where ninja is there."""
+    for name in ("setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(repo_root / name, tmp_path)
+    shutil.copytree(repo_root / "fairseq_lnplugin" / "csrc", tmp_path / "fairseq_lnplugin" / "csrc")
+    compiler = tmp_path / "compiler"  # one that is there and does not know the flags
+    compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = -c ] && exit 1; done\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env=os.environ | {"CC": str(compiler), "CXX": str(compiler)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert 'building extension "fairseq_lnplugin._kernels" failed' in result.stdout + result.stderr
+    assert not list((tmp_path / "fairseq_lnplugin").glob("*.so"))
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 1003])

@@ -4,7 +4,10 @@ The scripts are run as a user runs them, on a few lines made here. Oracles: the 
 own rule for long pairs written as its loop, and fairseq's reader of what was written.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import math
 import os
 import random
@@ -22,6 +25,7 @@ sys.path.insert(0, str(CORPORA))
 
 import glue  # noqa: E402  the scripts are no package
 import masked_lm_text  # noqa: E402
+from parallel_text import CorpusError  # noqa: E402
 
 WORDS = "the a river house bird tree old new small sees finds has over under with".split()
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
@@ -146,10 +150,27 @@ def test_unknown_words_of_the_text_stay_unknown(text):
 
 
 def test_of_a_folder_only_the_first_kind_of_file_is_read(tmp_path):
-    """*.tokens before *.raw before *.txt: WikiText-2's folder has the same text twice."""
+    """*.tokens before *.raw before *.txt: WikiText-2's folder has the same text twice. The others are told."""
     for name in ("wiki.valid.raw", "wiki.valid.tokens", "wiki.train.tokens", "notes.txt"):
         (tmp_path / name).write_text("x\n")
-    assert [path.name for path in masked_lm_text.text_files(tmp_path)] == ["wiki.train.tokens", "wiki.valid.tokens"]
+    files, left_out = masked_lm_text.text_files(tmp_path)
+    assert [path.name for path in files] == ["wiki.train.tokens", "wiki.valid.tokens"]
+    assert left_out == "2 files *.tokens read, 2 left out (notes.txt, wiki.valid.raw)"
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "wiki.valid.raw").unlink()
+    assert masked_lm_text.text_files(tmp_path)[1] == ""
+
+
+@pytest.mark.parametrize(("suffix", "opened"), [("gz", gzip.open), ("bz2", bz2.open), ("xz", lzma.open)])
+def test_compressed_text_is_read_as_it_is(suffix, opened, tmp_path):
+    """A dump as it is passed on; a damaged one is refused in a sentence."""
+    source, path = plain(tmp_path / "a.txt", documents(3)), tmp_path / f"a.txt.{suffix}"
+    with opened(path, "wb") as file:
+        file.write(source.read_bytes())
+    assert list(masked_lm_text.file_documents(path)) == documents(3)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorpusError, match=f"is not a whole {suffix} archive"):
+        list(masked_lm_text.file_documents(path))
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -325,11 +346,16 @@ def test_no_pair_is_longer_than_the_models_positions(tasks):
 
 
 def test_an_archive_of_glue_is_taken_as_well(text, tmp_path):
-    """At any depth in it; here the missing columns prove that it was read."""
-    write_glue(tmp_path / "glue_data", {"RTE/dev.tsv": f"{RTE}\n0\tone\n"})
+    """At any depth in it; the folder that it becomes is that of the plain files."""
+    source = write_glue(tmp_path / "glue_data")
     with tarfile.open(tmp_path / "glue.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "glue_data", "some/glue_data")
-    refused(call("glue.py", *glue_arguments(text, tmp_path / "glue.tar.gz", tmp_path / "out")), "RTE/dev.tsv, line 2: 2 columns")
+        tar.add(source, "some/glue_data")
+    sums = []
+    for name, given in (("plain", source), ("packed", tmp_path / "glue.tar.gz")):
+        made = call("glue.py", *glue_arguments(text, given, tmp_path / name))
+        assert made.returncode == 0, made.stderr
+        sums.append(json.loads((tmp_path / name / "corpus.json").read_text())["sha256"])
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize(
@@ -372,8 +398,6 @@ def test_a_dictionary_of_another_model_is_refused(text, tmp_path):
 
 def test_tasks_of_another_dictionary_are_not_taken_for_finished(text, tasks, tmp_path):
     """The same path with other content: counts differ, so its sha256 does."""
-    changed = (text[0] / "dict.txt").read_text(encoding="utf-8").replace(" 0\n", " 1\n", 1)
-    (tmp_path / "dict.txt").write_text(changed + "", encoding="utf-8")
     arguments = glue_arguments(text, tasks[0].parent / "source", tasks[0], "--max-subwords", 12)
     assert "nothing to do" in call("glue.py", *arguments).stderr
     lines = (text[0] / "dict.txt").read_text(encoding="utf-8").splitlines()

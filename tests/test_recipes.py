@@ -45,7 +45,8 @@ for split, count in (("train", 500), ("valid", 120), ("test", 130), ("valid500",
 script = Path(sys.argv[0]).name
 source, target = ("en", "de") if script == "wmt14.py" else ("de", "en")
 (out / "corpus.json").write_text(json.dumps({
-    "name": "stand-in", "source_lang": source, "target_lang": target, "lowercase": script == "iwslt14.py",
+    "name": "grammar" if script == "grammar.py" else "stand-in", "source_lang": source, "target_lang": target,
+    "lowercase": script == "iwslt14.py",
     "note": "" if script == "own.py" else "made up",
     "pairs": {"train": 500, "valid": 120, "test": 130}}))
 '''
@@ -1209,6 +1210,15 @@ def test_quickstart_takes_the_grammar_corpus_and_says_so_when_no_packages_are_to
     assert "nothing to do" in tree.only("quickstart", "quickstart-pre-adam-lr1e-3-held").stderr
 
 
+def test_a_study_of_made_up_text_stays_with_it_when_real_text_turns_up(tree):
+    """The packages could be had later."""
+    tree.only("quickstart", "quickstart-pre-adam-lr1e-3-held", NO_CORPUS="libreoffice_help.py")
+    shutil.copytree(tree.root / "data" / "grammar", tree.root / "data" / "libreoffice-help")
+    result = tree.only("quickstart", "quickstart-pre-adam-lr1e-3-held", "--seeds", "2", "--stage", "train")
+    assert result.returncode == 0, result.stderr
+    assert flags(tree.calls("fairseq-train")[-1])[""] == ["data/grammar/bin-train400-heldout100"]
+
+
 def test_uneven_text_is_refused_before_it_is_binarized(tree):
     """O13: the two sides have as many lines, and at least one."""
     tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--dry-run")
@@ -1381,6 +1391,8 @@ def set_up(folder, python, path):
             shutil.copy(ROOT / "recipes" / name, root / "recipes")
         for name in ("setup.py", "pyproject.toml"):
             shutil.copy(ROOT / name, root)
+        (root / "fairseq_lnplugin" / "csrc").mkdir(parents=True)
+        shutil.copy(ROOT / "fairseq_lnplugin" / "csrc" / "kernels.cpp", root / "fairseq_lnplugin" / "csrc")
     return subprocess.run(
         ["bash", str(root / "recipes" / "environment.sh")],
         env={"PATH": path, "PYTHON": str(python), "PIP_CALLS": str(folder / "pip.txt")},
@@ -1425,14 +1437,32 @@ def test_torch_is_installed_before_fairseq_and_fairseq_before_the_plugin(tmp_pat
 
 
 def test_a_second_set_up_does_nothing_and_changed_pins_install_again(tmp_path, fake_python):
-    """The stamp holds a sum of constraints.txt, setup.py and pyproject.toml."""
+    """The stamp holds a sum of constraints.txt, setup.py, pyproject.toml and the kernels."""
     set_up(tmp_path, *fake_python)
     set_up(tmp_path, *fake_python)
     assert len((tmp_path / "pip.txt").read_text().splitlines()) == 4
+    for calls, name in ((8, "recipes/constraints.txt"), (12, "fairseq_lnplugin/csrc/kernels.cpp")):
+        with open(tmp_path / "clone" / name, "a") as file:
+            file.write("# changed\n")
+        set_up(tmp_path, *fake_python)
+        assert len((tmp_path / "pip.txt").read_text().splitlines()) == calls
+
+
+def test_an_activated_environment_of_this_project_follows_changed_pins(tmp_path, fake_python):
+    """As the README has its reader activate it; another environment that has all is used as it is."""
+    python, path = fake_python
+    set_up(tmp_path, python, path)
+    own = tmp_path / "clone" / ".venv" / "bin"
+    for name in ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-ln"):
+        (own / name).write_text("#!/bin/sh\n")
+        (own / name).chmod(0o755)
     with open(tmp_path / "clone" / "recipes" / "constraints.txt", "a") as file:
         file.write("# changed\n")
-    set_up(tmp_path, *fake_python)
-    assert len((tmp_path / "pip.txt").read_text().splitlines()) == 8
+    shutil.copytree(own, tmp_path / "other")
+    for folder, calls in ((tmp_path / "other", 4), (own, 8)):
+        result = set_up(tmp_path, python, f"{folder}:{path}")
+        assert result.returncode == 0, result.stderr
+        assert len((tmp_path / "pip.txt").read_text().splitlines()) == calls
 
 
 def test_a_failed_set_up_shows_why_and_the_next_one_finishes_it(tmp_path, fake_python):

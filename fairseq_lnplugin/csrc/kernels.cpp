@@ -715,6 +715,7 @@ std::tuple<Tensor, Tensor> best_types(const Tensor& logits, int64_t specials, in
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   refuse_another_cpu();
   m.doc() = "CPU kernels of fairseq_lnplugin.fused";
+  m.attr("source") = KERNELS_SOURCE;  // a checksum of this file
   m.def("dropout_add", &dropout_add, "x + dropout(y)");
   m.def("dropout_backward", &dropout_backward, "gradient at y of x + dropout(y)");
   m.def("layer_norm", &layer_norm, "LN(x) and the rows' statistics");

@@ -59,14 +59,14 @@ def find(root: Path) -> Source:
     """Tell the layout of the files below `root` and read it."""
     folders = sorted((root, *(path for path in root.rglob("*") if path.is_dir())), key=lambda path: len(path.parts))
     for folder in folders:
-        if (folder / "train.tags.en-de.en").is_file():
-            raise CorpusError(f"{folder} holds the En-De data (train.tags.en-de); this needs the De-En data, de-en.tgz")
-    for folder in folders:
         if any((folder / f"{TAGGED}.{lang}").is_file() for lang in LANGS):
             return read_original(folder)
     for folder in folders:
         if any((folder / f"train.{lang}").is_file() for lang in LANGS):
             return read_prepared(folder)
+    for folder in folders:
+        if (folder / "train.tags.en-de.en").is_file():
+            raise CorpusError(f"{folder} holds the En-De data (train.tags.en-de); this needs the De-En data, de-en.tgz")
     raise CorpusError(f"found no IWSLT14 text below {root}; {LAYOUTS}")
 
 
@@ -111,9 +111,9 @@ def read_original(folder: Path) -> Source:
     need(folder, [f"{TAGGED}.{lang}" for lang in LANGS] + parts)
     sides = [tagged_lines(folder / f"{TAGGED}.{lang}") for lang in LANGS]
     parallel_text.check_equal(f"{folder / TAGGED}.de", sides[0], f"{folder / TAGGED}.en", sides[1])
-    for side, lang in zip(sides, LANGS, strict=True):
-        parallel_text.refuse_processed(side, str(folder / f"{TAGGED}.{lang}"))
-    train = list(zip(*sides, strict=True))
+    dropped: Counter[str] = Counter()
+    names = [str(folder / f"{TAGGED}.{lang}") for lang in LANGS]
+    train = parallel_text.without_processed(list(zip(*sides, strict=True)), names, dropped)
     test: list[Pair] = []
     for name in TEST_SETS:
         paths = [folder / f"IWSLT14.{name}.de-en.{lang}.xml" for lang in LANGS]
@@ -121,7 +121,6 @@ def read_original(folder: Path) -> Source:
         parallel_text.check_equal(str(paths[0]), sides[0], str(paths[1]), sides[1])
         test += zip(*sides, strict=True)
     parallel_text.say(f"tokenizing {len(train):,} pairs of train and valid, {len(test):,} of test ...")
-    dropped: Counter[str] = Counter()
     lines = parallel_text.clean(parallel_text.tokenize(train, *LANGS, lowercase=True), dropped)
     splits: dict[str, list[Pair]] = {"train": [], "valid": [], "test": parallel_text.tokenize(test, *LANGS, lowercase=True)}
     for number, pair in enumerate(lines, start=1):

@@ -2,8 +2,9 @@
 
     python recipes/corpora/masked_lm_text.py --out DIR [--from PATH] [--vocabulary N] [--max-subwords N]
 
-PATH is a file of plain text, a folder of such files, or an archive (.tar, .tar.gz, .zip) of them. Of a folder all `*.tokens`
-are read, or where there are none all `*.raw`, `*.txt`, or every file. A document ends at a blank line; in WikiText, told by
+PATH is a file of plain text (also .gz, .bz2, .xz), a folder of such files, or an archive (.tar, .tar.gz, .zip) of them. Of a
+folder all `*.tokens` are read, or where there are none all `*.raw`, `*.txt`, or every file; what is left out is told, and kept
+as the `note` of corpus.json. A document ends at a blank line; in WikiText, told by
 its headings ` = Title = `, it ends where the next title begins. Without --from: the English help pages of LibreOffice, from a
 Debian or Ubuntu package (see libreoffice_help.py; exit status 3 where it cannot be had).
 
@@ -24,9 +25,12 @@ Two examples::
 """
 
 import argparse
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import math
 import re
 import tempfile
@@ -47,6 +51,7 @@ Document = list[str]  # its lines, none of them blank
 
 SPLIT = 200  # 199 documents of train for each one of valid (paper, section 4.1)
 KINDS = ("*.tokens", "*.raw", "*.txt", "*")  # of the files of a folder, the first kind that is there
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MAX_BYTES = 1_000_000  # of a line
 LOOK_AT = 100  # lines that tell WikiText from plain text
 TITLE = re.compile(r"\s*= (?!=)\S.* =\s*(?<!= =)$|\s*= (?!=)\S =\s*$")
@@ -64,6 +69,7 @@ class Source(NamedTuple):
     documents: Callable[[], Iterator[Document]]
     name: str
     origin: str
+    note: str = ""
 
 
 @dataclass
@@ -88,27 +94,33 @@ def folder_of(path: Path) -> Iterator[Path]:
             with archives.whole(path, "zip"), zipfile.ZipFile(path) as archive:
                 archive.extractall(scratch)
             yield Path(scratch)
-        elif path.is_file() and re.search(r"\.(tar|tgz|tar\.\w+)$", path.name):
+        elif path.is_file() and re.search(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$", path.name):
             archives.unpack(path, Path(scratch))
             yield Path(scratch)
         else:
             yield path
 
 
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder, of the first kind of `KINDS` that it has."""
+def text_files(path: Path) -> tuple[list[Path], str]:
+    """The file itself, or the files of a folder, of the first kind of `KINDS` that it has; and what of it is left out."""
     if path.is_file():
-        return [path]
+        return [path], ""
+    there = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     for kind in KINDS:
-        files = sorted(file for file in path.rglob(kind) if file.is_file() and not file.name.startswith("."))
-        if files:
-            return files
+        if files := [file for file in there if file.match(kind)]:
+            others = [file.relative_to(path).as_posix() for file in there if file not in set(files)]
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            return files, f"{len(files):,} files {kind} read, {len(others):,} left out ({shown})" if others else ""
     raise CorpusError(f"{path} holds no file; give a text file, a folder of them or an archive")
 
 
 def lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file, read one by one, with single spaces; a `CorpusError` names the file and the line."""
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        opened = COMPRESSED.get(path.suffix)
+        if opened:
+            stack.enter_context(archives.whole(path, path.suffix[1:]))
+        file = stack.enter_context(opened(path) if opened else path.open("rb"))
         for number, raw in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), start=1):
             if len(raw) > MAX_BYTES:
                 raise CorpusError(
@@ -153,9 +165,11 @@ def source(path: Path | None) -> Iterator[Source]:
     """The documents of a path, or of LibreOffice's help."""
     with ExitStack() as stack:
         if path is not None:
-            files = text_files(stack.enter_context(folder_of(path)))
+            files, left_out = text_files(stack.enter_context(folder_of(path)))
+            if left_out:
+                parallel_text.say(f"{path}: {left_out}")
             name = path.name.split(".")[0] or path.name
-            yield Source(lambda: (document for file in files for document in file_documents(file)), name, path.name)
+            yield Source(lambda: (document for file in files for document in file_documents(file)), name, path.name, left_out)
             return
         cache, root = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-"))) for _ in range(2))
         advice = "give your own text with --from, or run `apt-get update` first"
@@ -277,7 +291,7 @@ def write(text: Text, folder: Path, arguments: dict) -> None:
         **{name: {split: counts[split][name] for split in counts} for name in counts["train"]},
         "vocabulary": len(subwords.all()) + 1,
         "unigram_loss": round(unigram_loss(pieces["train"], pieces["valid"], len(subwords.all()) + 2), 4),
-        "note": "",
+        "note": found.note,
         "arguments": arguments,
         "sha256": {path.name: parallel_text.sha256(path) for path in sorted(folder.iterdir())},
     }

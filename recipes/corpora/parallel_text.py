@@ -158,6 +158,10 @@ def without_processed(pairs: list[Pair], names: list[str], dropped: Counter[str]
     if len(pairs) - len(kept) > MAX_PROCESSED * len(pairs):
         for side, name in enumerate(names):
             refuse_processed((pair[side] for pair in pairs), name)
+        raise CorpusError(
+            f"{' and '.join(names)}: {len(pairs) - len(kept):,} of {len(pairs):,} pairs hold @@, which BPE takes for its own "
+            "mark; give text without it"
+        )
     if len(kept) < len(pairs):
         dropped["a side holds &apos; or @@"] += len(pairs) - len(kept)
     return kept
@@ -420,9 +424,14 @@ def named_paths(args: argparse.Namespace) -> dict[str, list[Path]]:
 
 
 def content(paths: list[Path]) -> str:
-    """What tells these inputs from others wherever they lie: files by their sha256, folders by their names."""
-    parts = [sha256(path) if path.is_file() else path.resolve().name for path in paths]
-    return ", ".join(parts)
+    """What tells these inputs from others wherever they lie, and whatever a folder is called."""
+    return ", ".join(sha256(path) if path.is_file() else listing(path) for path in paths)
+
+
+def listing(folder: Path) -> str:
+    """A sha256 of the names and sizes of all files of a folder: their contents may be gigabytes."""
+    files = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def run(
