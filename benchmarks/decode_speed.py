@@ -10,11 +10,13 @@ RESULTS.md in ``--out``.
 What is measured
     stock   the checkpoint's weights under ``--arch transformer`` (the names of the parameters are fairseq's), float32,
             without our plug-in; one process with as many threads as there are cores, which is fairseq's default
+    stock in shards
+            the same in the shards of ours, which fairseq's flags allow: what of a gain is ours, and what the shards'
     ours    the checkpoint itself, with bfloat16 products where there is AMX and float32 elsewhere, or with the type that
             --compute-dtype names, which is then in the row's name; one process of one thread for each core, a shard of
             the sentences each, in two batches or more, as recipes/common.sh decodes
 
-    The two run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
+    They run in turn, once in each pair, with the same search. Reported: the seconds of the whole command (of ours,
     until the last shard ends), fairseq's own "Translated ... in S s" (of ours, the slowest shard's), and peak memory
     (of ours, the sum over the shards). BLEU, in the first pair: tokenized, with sacrebleu, against the T- lines.
 """
@@ -41,6 +43,9 @@ COMMON = (
     "--task translation --cpu --beam 5 --lenpen 1.2 --max-len-a 1.2 --max-len-b 10 --remove-bpe --max-tokens 4096 "
     "--required-batch-size-multiple 1 --no-progress-bar"
 ).split()
+
+#: Without our plug-in torch loads the Namespace in a checkpoint only so.
+LOADING = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 TRANSLATED = re.compile(r"Translated ([\d,]+) sentences \([\d,]+ tokens\) in ([\d.]+)s")
 
@@ -109,14 +114,16 @@ def stock_arguments(data_bin, checkpoint, subset):
     return ["-m", "fairseq_cli.generate", data_bin, "--path", checkpoint, "--gen-subset", subset, *COMMON]
 
 
-def shard_arguments(data_bin, checkpoint, subset, dtype, sentences, shards, shard):
-    """What follows the Python program for one shard of ours (world size and rank only cut the batches into shards)."""
-    return [
-        *stock_arguments(data_bin, checkpoint, subset),
-        *("--user-dir", "fairseq_lnplugin", "--model-overrides", f"{{'compute_dtype': '{dtype}'}}"),
-        *("--batch-size", str(-(-sentences // (2 * shards)))),
-        *("--distributed-world-size", str(shards), "--distributed-rank", str(shard)),
-    ]
+def shard_arguments(sentences, shards, shard):
+    """What makes one shard of a command (world size and rank only cut the batches into shards)."""
+    cut = ("--distributed-world-size", str(shards), "--distributed-rank", str(shard))
+    return ["--batch-size", str(-(-sentences // (2 * shards))), *cut]
+
+
+def our_arguments(data_bin, checkpoint, subset, dtype):
+    """What follows the Python program for ours."""
+    ours = ("--user-dir", "fairseq_lnplugin", "--model-overrides", f"{{'compute_dtype': '{dtype}'}}")
+    return [*stock_arguments(data_bin, checkpoint, subset), *ours]
 
 
 def shards_of(sentences):
@@ -182,15 +189,12 @@ def measure(data, subset, dtype, checkpoint, stock_checkpoint, pairs):
     sentences = data.pairs(subset)
     shards, threads = shards_of(sentences)
     stock = [sys.executable, *stock_arguments(str(data.folder), str(stock_checkpoint), subset)]
-    ours = [
-        [sys.executable, *shard_arguments(str(data.folder), str(checkpoint), subset, dtype, sentences, shards, shard)]
-        for shard in range(shards)
-    ]
-    # torch loads the Namespace in a checkpoint only so, without our plug-in
-    loading = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    ours = [sys.executable, *our_arguments(str(data.folder), str(checkpoint), subset, dtype)]
+    in_shards = [shard_arguments(sentences, shards, shard) for shard in range(shards)]
     sides = {
-        "stock": ([stock], environment(cores(), **loading)),
-        "ours": (ours, environment(threads)),
+        "stock": ([stock], environment(cores(), **LOADING)),
+        "stock in shards": ([stock + more for more in in_shards], environment(threads, **LOADING)),
+        "ours": ([ours + more for more in in_shards], environment(threads)),
     }
     runs = {side: [] for side in sides}
     for pair in range(1, pairs + 1):
@@ -219,20 +223,31 @@ def bleu(run):
     return sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score
 
 
+def ratio(stock, ours, key):
+    """Median and range over the pairs of stock / ours."""
+    return results_file.spread([a[key] / b[key] for a, b in zip(stock, ours, strict=True)])
+
+
 def summary(runs):
     """The numbers of a row, as results.json keeps them. ``runs``: as :func:`measure` returns them."""
     keys = ("wall_seconds", "translated_seconds", "peak_gib")
-    stock, ours = runs["stock"], runs["ours"]
+    stock, shards, ours = runs["stock"], runs["stock in shards"], runs["ours"]
     same = [stock[0]["hypotheses"][number] == text for number, text in ours[0]["hypotheses"].items()]
     return {
         "goal": GOAL,
         "pairs": len(stock),
         "sentences": len(same),
         "sides": {side: {key: results_file.spread([run[key] for run in runs[side]]) for key in keys} for side in runs},
-        "ratio": {key: results_file.spread([a[key] / b[key] for a, b in zip(stock, ours, strict=True)]) for key in keys},
-        "bleu": {side: round(bleu(runs[side][0]), 3) for side in runs},
+        "ratio": {key: ratio(stock, ours, key) for key in keys}
+        | {"stock in shards": {key: ratio(shards, ours, key) for key in keys}},
+        "bleu": {side: round(bleu(runs[side][0]), 3) for side in ("stock", "ours")},
         "same_translations": round(sum(same) / len(same), 4),
     }
+
+
+def with_threads(count):
+    """The variables that give a command so many threads."""
+    return [f"OMP_NUM_THREADS={count}", f"MKL_NUM_THREADS={count}"]
 
 
 def main():
@@ -248,7 +263,7 @@ def main():
     if data.languages is None:
         raise failure(f"{args.data_bin} holds one text and nothing to translate; give a folder of two languages")
     sentences = data.pairs(args.gen_subset)
-    results_file.load(args.out)  # a broken file is told of now, not after the work
+    results_file.begin(args.out)
     name = f"{data.name}, {args.gen_subset}"
     command = ["python", "benchmarks/decode_speed.py", data.name, "--checkpoint", args.checkpoint.name]
     command += ["--gen-subset", args.gen_subset, "--pairs", str(args.pairs)]
@@ -263,15 +278,18 @@ def main():
         numbers = summary(measure(data, args.gen_subset, dtype, args.checkpoint.resolve(), stock_checkpoint, args.pairs))
     shards, threads = shards_of(sentences)
     numbers |= {"checkpoint": about, "shards": shards, "threads_of_a_shard": threads, "conditions": had}
+    of_shard = shard_arguments(sentences, shards, "SHARD")
+    stock = ["python", *stock_arguments(data.name, "stock.pt", args.gen_subset)]
+    ours = ["python", *our_arguments(data.name, args.checkpoint.name, args.gen_subset, dtype)]
+    loading = [f"{name}={value}" for name, value in LOADING.items()]
     numbers["commands"] = {
-        "stock": results_file.shown(["python", *stock_arguments(data.name, "stock.pt", args.gen_subset)]),
-        "ours": results_file.shown(
-            [f"OMP_NUM_THREADS={threads}", f"MKL_NUM_THREADS={threads}", "python"]
-            + shard_arguments(data.name, args.checkpoint.name, args.gen_subset, dtype, sentences, shards, "SHARD")
-        ),
+        "stock": results_file.shown([*with_threads(cores()), *loading, *stock]),
+        "stock in shards": results_file.shown([*with_threads(threads), *loading, *stock, *of_shard]),
+        "ours": results_file.shown([*with_threads(threads), *ours, *of_shard]),
     }
     results_file.save(args.out, "decoding", name, numbers)
-    ratios = {key: results_file.ratio_text(value).replace("**", "") for key, value in numbers["ratio"].items()}
+    keys = ("wall_seconds", "translated_seconds")
+    ratios = {key: results_file.ratio_text(numbers["ratio"][key]).replace("**", "") for key in keys}
     scores = numbers["bleu"]
     print(
         f"{name}: stock / ours {ratios['wall_seconds']} for the whole command, "

@@ -55,6 +55,13 @@ def compared(first, second):
     return rows
 
 
+def within(difference, spread):
+    """Whether a difference is one that another seed makes; "-" where too few seeds ended well to say."""
+    if math.isnan(difference) or math.isnan(spread):
+        return "-"
+    return "yes" if difference <= spread else "no"
+
+
 def markdown(rows, runs):
     """The table, with what was measured. ``runs``: of the first folder."""
     settings, where = runs[0].settings, runs[0].environment
@@ -64,9 +71,8 @@ def markdown(rows, runs):
             name,
             ", ".join(map(str, row["seeds"])),
             *(", ".join("diverged" if math.isnan(value) else f"{value:.3f}" for value in of) for of in row["losses"]),
-            f"{row['difference']:.3f}",
-            f"{row['spread']:.3f}",
-            "yes" if row["difference"] <= row["spread"] else "no",
+            *("-" if math.isnan(row[name]) else f"{row[name]:.3f}" for name in ("difference", "spread")),
+            within(row["difference"], row["spread"]),
             "yes" if row["same_divergence"] else "NO",
         ]
         for name, row in rows.items()
@@ -99,7 +105,11 @@ def main():
         raise results_file.failure(f"{args.float32} and {args.bfloat16} share no run and seed; train the same in both")
     text = markdown(rows, studies["float32"])
     if args.out:
-        results_file.write(args.out, text)
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            results_file.write(args.out, text)
+        except OSError as error:
+            raise results_file.failure(f"cannot write {args.out} ({error.strerror}); give another --out") from None
     print(text, end="")
 
 

@@ -8,6 +8,7 @@ holds the norms of hidden states too. Results go to results.json and RESULTS.md 
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -66,11 +67,16 @@ def measure(name, data, pairs, batches):
     runs = {"naive": [], "ours": []}
     for pair in range(1, pairs + 1):
         log, peak = timed("naive", naive(str(data.folder), layers, batches, str(pair)))
-        runs["naive"].append((json.loads(log.splitlines()[-1])["seconds"] / batches, peak))
+        plain = json.loads(log.splitlines()[-1])
+        runs["naive"].append((plain["seconds"] / batches, peak))
         with tempfile.TemporaryDirectory() as folder:
             _, peak = timed("ours", ours(str(data.folder), layers, dtype, batches, pair, folder))
             record = json.loads((Path(folder) / "measurements.jsonl").read_text(encoding="utf-8"))
         runs["ours"].append((record["seconds"] / batches, peak))
+        # ours counts the decoder's tokens in the first mini-batches alone
+        tokens = record["hidden"][-1]["tokens"]
+        if tokens not in itertools.accumulate(plain["tokens"]):
+            raise failure(f"{name}: the two sides took other mini-batches ({plain['tokens']} and {tokens} target tokens)")
         say(
             f"{name}, pair {pair} of {pairs}: " + ", ".join(f"{side} {of[-1][0]:.2f} s a mini-batch" for side, of in runs.items())
         )

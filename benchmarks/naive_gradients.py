@@ -1,8 +1,8 @@
 """The obvious way to measure figure 3, which gradients_speed.py compares ``fairseq-ln gradients`` with.
 
 fairseq's own ``transformer`` and criterion in float32, one whole backward a mini-batch, the gradients of all parameters
-summed. Prints one JSON line: ``seconds`` of the mini-batches, building and loading left out, and their target
-``tokens``.
+summed. Prints one JSON line: ``seconds`` of the mini-batches with the ``norms`` of the sums, building and loading left out,
+and the mini-batches' target ``tokens``.
 
     python benchmarks/naive_gradients.py BATCHES FAIRSEQ-TRAIN-ARGUMENT...
 """
@@ -43,8 +43,8 @@ def main(batches, arguments):
         for name, parameter in model.named_parameters():
             sums[name] += parameter.grad
         tokens.append(sample["ntokens"])
-    norms = [(value / batches).norm().item() for value in sums.values()]
-    print(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens, "largest": max(norms)}))
+    norms = {name: (value / batches).norm().item() for name, value in sums.items()}
+    print(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens, "norms": norms}))
 
 
 if __name__ == "__main__":

@@ -223,8 +223,9 @@ def shown(words):
 INTRODUCTION = """# Speed and memory against stock fairseq
 
 Made by `train_speed.py`, `decode_speed.py` and `gradients_speed.py` from `results.json`; they replace what they measure
-again. Each pair is stock fairseq and ours, one after the other, in processes of their own, on the same data and
-batches. Numbers are medians over the pairs; a ratio is taken in each pair, its range over the pairs is in brackets."""
+again. Each pair is stock fairseq and ours, one after the other, in processes of their own, on the same data and, but
+for decoding, the same batches. Numbers are medians over the pairs; a ratio is taken in each pair, its range over the
+pairs is in brackets."""
 
 TRAINING = """## Training
 
@@ -241,9 +242,11 @@ are noise."""
 
 DECODING = """## Decoding
 
-fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores. Ours: bfloat16 products with
-AMX and float32 without unless the row names a type, the sentences in shards over the cores, one process each, as the
-recipes decode. The same weights. Whole command: from its start to its end, loading included. Translating: fairseq's own
+fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with all cores, which is fairseq's default, from
+stock.pt: the checkpoint with fairseq's names in its configuration, as `decode_speed.py` writes it. Ours: bfloat16 products
+with AMX and float32 without unless the row names a type, the sentences in shards over the cores, one process each, as the
+recipes decode. Stock in shards: stock with the shards of ours, which tells what of the gain is the shards'. The same
+weights. Whole command: from its start to its end, loading included. Translating: fairseq's own
 "Translated ... in", of the slowest shard. Peak memory: the sum over the shards, shared pages counted in each. BLEU:
 tokenized, against fairseq-generate's `T-` lines."""
 
@@ -336,18 +339,20 @@ def hook_table(rows):
 
 def decoding_table(rows):
     """Stock against ours, and what was decoded."""
-    header = ["data, subset", "what", "stock", "ours", "stock / ours", "goal"]
+    header = ["data, subset", "what", "stock", "stock in shards", "ours", "stock / ours", "stock in shards / ours", "goal"]
     cells, notes = [], []
     for name, row in rows.items():
-        stock, ours = row["sides"]["stock"], row["sides"]["ours"]
+        sides = [row["sides"].get(side) for side in ("stock", "stock in shards", "ours")]
+        in_shards = row["ratio"].get("stock in shards", {})  # which older rows lack
         lines = (("whole command, s", "wall_seconds", f"at least {row['goal']:g}"),
                  ("translating, s", "translated_seconds", ""), ("peak memory, GiB", "peak_gib", "above 1"))  # fmt: skip
         for what, key, goal in lines:
-            medians = [f"{side[key]['median']:.2f}" for side in (stock, ours)]
-            cells.append([name, what, *medians, ratio_text(row["ratio"][key]), goal])
+            medians = [f"{side[key]['median']:.2f}" if side else "-" for side in sides]
+            ratios = [ratio_text(of[key]) if key in of else "-" for of in (row["ratio"], in_shards)]
+            cells.append([name, what, *medians, *ratios, goal])
         bleu = row["bleu"]
         difference = f"difference {bleu['ours'] - bleu['stock']:+.2f}"
-        cells.append([name, "BLEU", f"{bleu['stock']:.2f}", f"{bleu['ours']:.2f}", difference, "within 0.1"])
+        cells.append([name, "BLEU", f"{bleu['stock']:.2f}", "-", f"{bleu['ours']:.2f}", difference, "-", "within 0.1"])
         notes.append(
             f"{name}: {row['checkpoint']}; {row['sentences']} sentences, {row['pairs']} pairs, {row['shards']} shards; "
             f"{100 * row['same_translations']:.0f} % of the translations are the same."

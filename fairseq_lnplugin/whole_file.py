@@ -5,6 +5,12 @@ import os
 from pathlib import Path
 
 
+def write_text(path, text):
+    """A text file in UTF-8; errors as :func:`replacing`."""
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A path beside ``path`` to write to, which takes its place when the block ends and goes when the block fails.

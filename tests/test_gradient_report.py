@@ -39,9 +39,8 @@ def test_the_commit_of_the_measurements_is_told_apart_from_that_of_the_writing()
     records = new()
     made = {"commit": "9999fed", "dirty": True, "torch": "2.6.0", "device": "another CPU"}
     records[0]["measured_with"] = made
-    assert (
-        "measured at commit 9999fed with changes and not kept, torch 2.6.0, device another CPU; written at commit 0123abc"
-        in text(records)
+    assert "measured at commit 9999fed-dirty and not kept, torch 2.6.0, device another CPU; written at commit 0123abc" in text(
+        records
     )
 
 

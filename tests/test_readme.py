@@ -35,9 +35,11 @@ def known_flags():
     ):
         gen_parser_from_dataclass(model, config())
     flags |= set(model._option_string_actions)
-    scripts = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "recipes/corpora").glob("*.py")]
-    for script in [*scripts, *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
+    for script in (ROOT / "recipes").glob("*.sh"):  # whose --help is their header
         flags |= set(re.findall(r"--[a-z][a-z0-9-]+", script.read_text(encoding="utf-8")))
+    for script in [*(ROOT / "recipes/corpora").glob("*.py"), *(ROOT / "fairseq_lnplugin").rglob("*.py")]:
+        added = r"add(?:_argument)?\(\s*\"(--[a-z][a-z0-9-]+)\""
+        flags |= set(re.findall(added, script.read_text(encoding="utf-8")))
     flags.add("--nproc_per_node")  # torchrun's
     return flags
 
@@ -126,10 +128,14 @@ def test_the_cost_of_an_update_in_the_readme_is_that_of_the_results(study, words
     assert words.format(seconds) in " ".join(README.split())
 
 
-@pytest.mark.parametrize("command", re.findall(r"^(?:IWSLT14=\S+ .*)?bash recipes/.*$", "\n".join(BLOCKS), flags=re.MULTILINE))
+IN_BLOCKS = re.findall(r"^(?:IWSLT14=\S+ .*)?bash recipes/.*$", "\n".join(BLOCKS), flags=re.MULTILINE)
+IN_TEXT = re.findall(r"`((?:[A-Z]+=(?:\"[^\"]*\"|\S+)\s+)*bash recipes/[^`]+)`", README)
+
+
+@pytest.mark.parametrize("command", [*IN_BLOCKS, *IN_TEXT])
 def test_every_recipe_command_of_the_readme_is_accepted(command, tmp_path):
     """With --dry-run, or as --help, each recipe takes the arguments that the README gives it."""
-    command = command.split("#")[0].replace("IWSLT14=de-en.tgz", f"IWSLT14={tmp_path}")
+    command = " ".join(command.split("#")[0].split()).replace("IWSLT14=de-en.tgz", f"IWSLT14={tmp_path}")
     run = subprocess.run(["bash", "-c", f"{command} --dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
 

@@ -2,7 +2,7 @@
 
 import math
 
-from fairseq_lnplugin.analysis.gradient_tables import position_title
+from fairseq_lnplugin.study.wording import position_title
 from fairseq_lnplugin.whole_file import replacing
 
 COLOURS = {"post": "#c2410c", "pre": "#1d4ed8"}

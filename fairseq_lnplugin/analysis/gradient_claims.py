@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis import intervals
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
+from fairseq_lnplugin.study.wording import position_title
 
 #: Figure 3 (c, d): the norm that the paper's figure shows for Post-LN at every depth, and theorem 1's exponent of Pre-LN.
 PAPER_POST_LN, PAPER_PRE_EXPONENT = 1.6, -0.5
@@ -181,7 +182,7 @@ def bounded_states(groups):
     """Hidden states of each init and position, over all depths."""
     found = defaultdict(list)
     for group, records in tables.initial(groups).items():
-        found[group.weight_init, tables.position_title(group.ln_position)].append((group, *bounded(records)))
+        found[group.weight_init, position_title(group.ln_position)].append((group, *bounded(records)))
     findings = []
     for (weight_init, title), rows in found.items():
         words = [f"{group.layers}-{group.layers} {bracket(share)}, {of_one}" for group, _, share, of_one in rows]

@@ -13,8 +13,8 @@ from fairseq_lnplugin.analysis import figures, gradient_claims, intervals
 from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis.gradient_claims import bracket
 from fairseq_lnplugin.study import tables as study_tables
-from fairseq_lnplugin.study.wording import count, distinct
-from fairseq_lnplugin.whole_file import replacing
+from fairseq_lnplugin.study.wording import count, distinct, position_title
+from fairseq_lnplugin.whole_file import write_text
 
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
 #: Of ``--batches``.
@@ -46,12 +46,6 @@ def write(out, records, facts):
     write_text(out / "figure3.json", json_text(as_json(groups, records, rows, facts)))
     drawn = figures.gradients(out / "figures", rows)
     write_text(out / "RESULTS.md", markdown(groups, records, facts, drawn))
-
-
-def write_text(path, text):
-    """Write a text file whole or not at all."""
-    with replacing(path) as new:
-        new.write_text(text, encoding="utf-8")
 
 
 def tsv(columns, rows):
@@ -141,8 +135,8 @@ def markdown(groups, records, facts, drawn):
         f"`fairseq-ln gradients`: {shared['arch']}, {shared['compute_dtype']} products, dropout {shared['dropout']}, "
         f"{shared['batches']} mini-batches of at most {shared['max_tokens']} tokens from {data_words(data)}, "
         f"{sum(map(len, groups.values()))} models in {sum(record['seconds'] for record in records) / 60:.0f} minutes, all "
-        f"processes together; {measured_with(records)}; written at commit {written_at(made)}. The commands that measure the same "
-        "stand at the end.",
+        f"processes together; {measured_with(records)}; written at commit {study_tables.commit(made) or 'unknown'}. The commands "
+        "that measure the same stand at the end.",
         "",
         "Unit: Frobenius norm of the gradient of the loss per target token, in nats, with label smoothing "
         f"{shared['label_smoothing']} as in training. *Expected gradient*: element-wise mean over the mini-batches, then the "
@@ -169,13 +163,8 @@ def measured_with(records):
     """Commits, torch and devices of the measurements; older ones did not keep them."""
     kept = [record["measured_with"] for record in records if "measured_with" in record]
     words = [f"{name} {', '.join(distinct(each[name] for each in kept))}" for name in ("torch", "device") if kept]
-    commits = distinct(written_at(each) for each in kept) + ["not kept"] * (len(kept) < len(records))
+    commits = distinct(study_tables.commit(each) or "unknown" for each in kept) + ["not kept"] * (len(kept) < len(records))
     return ", ".join([f"measured at commit {' and '.join(commits)}", *words])
-
-
-def written_at(environment):
-    """The commit of study.environment.environment(), marked where files differed from it."""
-    return f"{environment['commit'] or 'unknown'}{' with changes' if environment['dirty'] else ''}"
 
 
 def study_settings(data):
@@ -262,7 +251,7 @@ def depth_section(groups):
             widest[group.weight_init] = max(widest.get(group.weight_init, 0.0), half)
         paper = f"{expected.value / gradient_claims.PAPER_POST_LN:.2f}" if group.ln_position == "post" else "-"
         lines.append(
-            f"| {group.weight_init} | {tables.position_title(group.ln_position)} | {group.layers}-{group.layers} | "
+            f"| {group.weight_init} | {position_title(group.ln_position)} | {group.layers}-{group.layers} | "
             f"{bracket(expected)} | {bracket(intervals.mean(tables.last_w2(records, 'batch_gradient')))} | "
             f"{f'{sum(unbiased) / len(unbiased):.3f}' if unbiased else '-'} | {paper} | {len(records)} |"
         )
@@ -285,7 +274,7 @@ def depth_section(groups):
         ]
         for (weight_init, position, quantity), exponent in exponents.items():
             lines.append(
-                f"| {weight_init} | {tables.position_title(position)} | {quantity.replace('_', ' ')} | "
+                f"| {weight_init} | {position_title(position)} | {quantity.replace('_', ' ')} | "
                 f"{bracket(exponent.estimate)} | {exponent.seeds} |"
             )
         lines.append("")

@@ -10,11 +10,11 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis import intervals
+from fairseq_lnplugin.study.wording import position_title
 
 QUANTITIES = ("expected_gradient", "batch_gradient")
 STACKS = ("encoder", "decoder")
 MATRICES = {"fc1.weight": "W1", "fc2.weight": "W2"}
-TITLES = {"post": "Post-LN", "pre": "Pre-LN"}
 
 
 class Group(NamedTuple):
@@ -31,11 +31,6 @@ class Group(NamedTuple):
         """For tables and legends."""
         trained = f", after {self.updates} updates (checkpoint {self.checkpoint[:8]})" if self.checkpoint else ""
         return f"{position_title(self.ln_position)}, {self.layers}-{self.layers}{trained}"
-
-
-def position_title(position):
-    """``Post-LN`` for ``post``; another position's own name."""
-    return TITLES.get(position, position)
 
 
 def identity(unit):

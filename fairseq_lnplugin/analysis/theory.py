@@ -29,9 +29,12 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_lnplugin.analysis import MAX_SEED, figures, intervals
-from fairseq_lnplugin.analysis.gradient_report import data_words, write_text, written_at
+from fairseq_lnplugin.analysis.gradient_report import data_words
+from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.environment import environment
+from fairseq_lnplugin.study.wording import position_title
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
+from fairseq_lnplugin.whole_file import write_text
 
 #: Inner width of the FFN / d: the paper's proof, its IWSLT14 size, the base size.
 RATIOS = (1, 2, 4)
@@ -316,7 +319,7 @@ def theorem_1(generator, draws=100, depths=(4, 8, 16, 32, 64, 128), dims=(32, 64
 
     for position in LAYERS:
         norms = {width: gradient_norms(position, layers, width, draws // 2, generator)[0] for width in dims}
-        claim = f"{position.capitalize()}-LN: exponent in d of norm / sqrt(ln d); the theorem: at most 1"
+        claim = f"{position_title(position)}: exponent in d of norm / sqrt(ln d); the theorem: at most 1"
         setting = f"L = {layers}, d = {', '.join(map(str, dims))}, {TYPES} types"
         measured = exponent({width: values / math.sqrt(math.log(width)) for width, values in norms.items()})
         points = {width: intervals.mean(values) for width, values in norms.items()}
@@ -350,7 +353,7 @@ def appendix_f(generator, draws=300, dim=128):
             jacobians = torch.cat([ffn_jacobian(position, x, part) for part in weights])
             rank = dim - 2 if position == "post" else dim  # LN takes away two directions, the mean and the length
             pairs = (jacobians[0::2] * jacobians[1::2]).sum((-1, -2)) / rank
-            claim = f"{position.capitalize()}-LN: mean Jacobian of an FFN sub-layer, ||E J||_F^2 / rank = {expected:.3f}"
+            claim = f"{position_title(position)}: mean Jacobian of an FFN sub-layer, ||E J||_F^2 / rank = {expected:.3f}"
             checks.append(Check("appendix F", claim, setting, intervals.mean(pairs), around(expected, 0.04)))
 
         branch = torch.cat([branch_jacobian(x, part) for part in weights]) + torch.eye(dim, dtype=x.dtype)
@@ -373,7 +376,7 @@ def own_factors(generator, draws=60, dim=64, layers=12):
         away = range(len(upper) - 1, -1, -1)
         measured = intervals.mean_factor((away, of_draw) for of_draw in upper.T.tolist())
         expected = appendix_factor(position, rho(1))
-        claim = f"{position.capitalize()}-LN: the gradient norm's own factor a layer away from the output is {expected:.3f}"
+        claim = f"{position_title(position)}: the gradient norm's own factor a layer away from the output is {expected:.3f}"
         setting = f"d = {dim}, L = {layers}, upper half, positions in a sentence: {tokens}"
         checks.append(
             Check("appendix F", claim, setting, measured, around(expected, 0.03), "a reading beyond the proof", strict=False)
@@ -543,7 +546,7 @@ def markdown(checks, on_model, facts, drawn):
         "# The paper's theory, checked",
         "",
         f"`{facts['command']}`, {facts['seconds']} seconds on {facts['environment']['device']}, commit "
-        f"{written_at(facts['environment'])}: {counts['holds']} claims hold, "
+        f"{tables.commit(facts['environment']) or 'unknown'}: {counts['holds']} claims hold, "
         f"{counts['FAILS']} fail, {counts['differs']} that nothing guarantees differ, {counts['undecided']} undecided, "
         f"{counts['measured']} without a claim.",
         "",

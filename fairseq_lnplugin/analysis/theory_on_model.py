@@ -16,8 +16,8 @@ from fairseq import utils
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import expected_gradient, gradient_tables, intervals
-from fairseq_lnplugin.analysis.gradient_tables import position_title as title
 from fairseq_lnplugin.analysis.theory import ARCH, WEIGHT_INIT, Check, appendix_factor, around, of_worst, rho
+from fairseq_lnplugin.study.wording import position_title as title
 
 #: As many seeds as the paper has; of a layer they are the independent values.
 LAYERS, SEEDS = 6, 10

@@ -44,10 +44,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def position(settings):
+def position_title(name):
     """``Pre-LN`` or ``Post-LN``, or another position's own name."""
-    name = settings["ln_position"]
     return {"pre": "Pre-LN", "post": "Post-LN"}.get(name, name)
+
+
+def position(settings):
+    """The same of a run or a row of a plan."""
+    return position_title(settings["ln_position"])
 
 
 def schedule(settings):
