@@ -21,8 +21,8 @@ COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low h
 DEFAULT_BATCHES = 16
 #: What the paper's models and their training have (appendix A.1); its products were float32.
 PAPER = {"arch": "transformer_ln_study_iwslt_de_en", "dropout": 0.1, "label_smoothing": 0.1, "compute_dtype": "float32"}
-#: Of figure 3 (c, d).
-PAPER_DEPTHS, PAPER_SEEDS = {6, 8, 10, 12, 14}, 10
+#: Of figure 3 (c, d), and how the paper's fairseq started.
+PAPER_DEPTHS, PAPER_SEEDS, PAPER_INIT = {6, 8, 10, 12, 14}, 10, "xavier_uniform"
 
 
 def write(out, records, facts):
@@ -163,7 +163,8 @@ def measured_with(records):
     """Commits, torch and devices of the measurements; older ones did not keep them."""
     kept = [record["measured_with"] for record in records if "measured_with" in record]
     words = [f"{name} {', '.join(distinct(each[name] for each in kept))}" for name in ("torch", "device") if kept]
-    commits = distinct(study_tables.commit(each) or "unknown" for each in kept) + ["not kept"] * (len(kept) < len(records))
+    commits = distinct(study_tables.commit(each) or "unknown" for each in kept)
+    commits += ["one that was not kept"] * (len(kept) < len(records))
     return ", ".join([f"measured at commit {' and '.join(commits)}", *words])
 
 
@@ -197,14 +198,15 @@ def not_the_papers(groups, shared, data):
     ]
     if shared["batches"] < DEFAULT_BATCHES:
         phrases.append(f"--batches {shared['batches']}, the command's default {DEFAULT_BATCHES}")
-    initial = tables.initial(groups)
-    if absent := PAPER_DEPTHS - {group.layers for group in initial}:
-        phrases.append(f"without the depths {', '.join(map(str, sorted(absent)))}")
-    if (fewest := min(map(len, initial.values()), default=PAPER_SEEDS)) < PAPER_SEEDS:
-        phrases.append(f"from {fewest} seeds a model on, the paper {PAPER_SEEDS}")
-    inits = distinct(group.weight_init for group in groups)
-    if others := [name for name in inits if name != "xavier_uniform"]:
-        phrases.append(f"weight init {' and '.join(others)}" + (" too" if len(others) < len(inits) else ", the paper's Xavier"))
+    if not any(group.weight_init == PAPER_INIT for group in groups):
+        inits = distinct(group.weight_init for group in groups)
+        phrases.append(f"weight init {' and '.join(inits)}, the paper {PAPER_INIT}")
+    else:  # of other inits there may be less
+        grid = {group: records for group, records in tables.initial(groups).items() if group.weight_init == PAPER_INIT}
+        if absent := PAPER_DEPTHS - {group.layers for group in grid}:
+            phrases.append(f"without the depths {', '.join(map(str, sorted(absent)))}")
+        if (fewest := min(map(len, grid.values()), default=PAPER_SEEDS)) < PAPER_SEEDS:
+            phrases.append(f"{fewest} seeds, the paper {PAPER_SEEDS}")
     trainings = [(group, tables.training(records)) for group, records in tables.trained(groups).items()]
     tokens = [("mini-batches of", shared["max_tokens"])]
     tokens += [(f"{group.title} of", words["tokens_an_update"]) for group, words in trainings if "tokens_an_update" in words]
