@@ -40,7 +40,7 @@ def test_the_commit_of_the_measurements_is_told_apart_from_that_of_the_writing()
     made = {"commit": "9999fed", "dirty": True, "torch": "2.6.0", "device": "another CPU"}
     records[0]["measured_with"] = made
     assert (
-        "measured at commit 9999fed-dirty and one that was not kept, torch 2.6.0, device another CPU; written at commit 0123abc"
+        "measured at commit 9999fed-dirty and a commit that was not kept, torch 2.6.0, device another CPU; written at commit 0123abc"
         in text(records)
     )
 

@@ -163,9 +163,9 @@ def measured_with(records):
     """Commits, torch and devices of the measurements; older ones did not keep them."""
     kept = [record["measured_with"] for record in records if "measured_with" in record]
     words = [f"{name} {', '.join(distinct(each[name] for each in kept))}" for name in ("torch", "device") if kept]
-    commits = distinct(study_tables.commit(each) or "unknown" for each in kept)
-    commits += ["one that was not kept"] * (len(kept) < len(records))
-    return ", ".join([f"measured at commit {' and '.join(commits)}", *words])
+    commits = distinct(f"commit {study_tables.commit(each) or 'unknown'}" for each in kept)
+    commits += ["a commit that was not kept"] * (len(kept) < len(records))
+    return ", ".join([f"measured at {' and '.join(commits)}", *words])
 
 
 def study_settings(data):
