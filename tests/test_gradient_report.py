@@ -39,10 +39,8 @@ def test_the_commit_of_the_measurements_is_told_apart_from_that_of_the_writing()
     records = new()
     made = {"commit": "9999fed", "dirty": True, "torch": "2.6.0", "device": "another CPU"}
     records[0]["measured_with"] = made
-    assert (
-        "measured at commit 9999fed-dirty and a commit that was not kept, torch 2.6.0, device another CPU; written at commit 0123abc"
-        in text(records)
-    )
+    words = "measured at commit 9999fed-dirty and a commit that was not kept, torch 2.6.0, device another CPU; written at commit"
+    assert f"{words} 0123abc" in text(records)
 
 
 def test_the_papers_settings_are_a_reproduction():
