@@ -847,7 +847,7 @@ train() {
   unlock_run
 }
 
-# decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUT.shard*.txt.
+# decode CHECKPOINT SUBSET OUT: translates a subset in as many shards as there are cores (or GPUs) into OUTPUTS, OUT.shard<i>.txt.
 decode() {
   local checkpoint=$1 subset=$2 out=$3 text shards lines=0 sentences=SENTENCES i pids=() failed='' command
   text=$TEXT/$(text_of "$subset").$TGT
@@ -862,18 +862,20 @@ decode() {
   command=(fairseq-generate "$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
     --path "$checkpoint" --gen-subset "$subset" "${DECODING[@]}" --batch-size "$sentences" "${EVERY_SENTENCE[@]}"
     --no-progress-bar --distributed-world-size "$shards" --distributed-rank)
+  OUTPUTS=()
+  for ((i = 0; i < shards; i++)); do OUTPUTS+=("$out.shard$i.txt"); done
   if [[ $DRY_RUN ]]; then
-    for ((i = 0; i < shards; i++)); do quoted "${command[@]}" "$i"; done
+    for i in "${!OUTPUTS[@]}"; do echo "$(quoted "${command[@]}" "$i") >$(quoted "${OUTPUTS[i]}")"; done
     return
   fi
   rm -f "$out".shard*
   mkdir -p "$(dirname "$out")"
-  for ((i = 0; i < shards; i++)); do
+  for i in "${!OUTPUTS[@]}"; do
     (
       threads $((GPUS > 0 || shards >= CORES ? 1 : CORES / shards))
       use_gpu "$i"
       exec "${command[@]}" "$i"
-    ) </dev/null >"$out.shard$i.txt" 2>"$out.shard$i.log" &
+    ) </dev/null >"${OUTPUTS[i]}" 2>"$out.shard$i.log" &
     pids+=($!)
   done
   for i in "${!pids[@]}"; do wait "${pids[i]}" || failed=$out.shard$i.log; done
@@ -902,7 +904,7 @@ scored() {
 # score_one EPOCH UPDATES SUBSET [N]: a row of scores.tsv, unless it is there: of the epoch's checkpoint, or of the average of the
 # N checkpoints up to it.
 score_one() {
-  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out outputs began=$SECONDS
+  local epoch=$1 updates=$2 subset=$3 name=$3 checkpoint=checkpoint$1.pt out began=$SECONDS
   [[ -z ${4:-} ]] || name=$3-average$4 checkpoint=average$4.pt
   out=$RUN_FOLDER/decode/epoch$epoch.$name
   [[ $DRY_RUN ]] || ! scored "$RUN_FOLDER" "$name" "$epoch" || return 0
@@ -911,10 +913,9 @@ score_one() {
       --up-to "$epoch" || die "averaging the last $4 checkpoints of $RUN_FOLDER failed"
   fi
   decode "$RUN_FOLDER/checkpoints/$checkpoint" "$subset" "$out"
-  outputs=("$out".shard*.txt)
   do_or_show fairseq-ln score --reference "$TEXT/$(text_of "$subset").$TGT" --lang "$TGT" ${LOWERCASE:+"$LOWERCASE"} \
     ${SCORING[@]+"${SCORING[@]}"} --subset "$name" --epoch "$epoch" --updates "$updates" --checkpoint "$checkpoint" \
-    --out "$RUN_FOLDER/scores.tsv" "${outputs[@]}" || die "scoring of $out.shard*.txt failed"
+    --out "$RUN_FOLDER/scores.tsv" "${OUTPUTS[@]}" || die "scoring of $out.shard*.txt failed"
   [[ ! $DRY_RUN ]] || return 0
   add_score_seconds $((SECONDS - began))
   [[ $subset == test ]] || rm -f "$out".shard* # the translations of the test set stay

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fairseq
 import pytest
 from fairseq import options
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
@@ -69,6 +70,24 @@ def test_every_file_of_the_picture_of_the_code_exists():
         folder = ROOT / "fairseq_lnplugin" if names.group(1) else ROOT
         missing += [name for name in names.group(2).rstrip(", ").split(", ") if not (folder / name.strip()).exists()]
     assert missing == []
+
+
+def test_every_message_of_the_table_of_trouble_is_one_that_programs_print():
+    """In our own sources or in fairseq's and Python's, strings that go on in another line put together."""
+    table = README.partition("## Trouble")[2]
+    messages = [
+        message
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for message in re.findall(r"`(.+?)`", line.split(" | ")[0])
+    ]
+    sources = [*(ROOT / "fairseq_lnplugin").rglob("*.py"), *(ROOT / "recipes").rglob("*.py"), *(ROOT / "recipes").glob("*.sh")]
+    sources.append(Path(fairseq.__file__).with_name("trainer.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    text = re.sub(r"\"\s*\\?\n\s*f?\"", "", text)
+    known = [re.escape(message).replace("IWSLT14", r"\S+").replace("tar", r"\S+") for message in messages]
+    missing = [message for message, pattern in zip(messages, known, strict=True) if not re.search(pattern, text)]
+    assert missing == ["IndexError: Replacement index 1 out of range for positional args tuple"]  # Python's own
 
 
 def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():

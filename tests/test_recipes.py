@@ -420,10 +420,12 @@ def test_dry_run_prints_the_commands_that_a_run_gives(tree):
         shown = [flags(line) for line in lines if line.startswith(program)]
         called = [flags(call) for call in tree.calls(program)]
         for command in called + shown:
-            command[""] = None if program == "fairseq-preprocess" else command[""][-1:]
+            command[""] = [word for word in command[""] if word.startswith("data/")]
             for flag in set(command) - {""}:
                 command[flag] = command[flag].replace(".partial", "").replace("checkpoint2.pt", "checkpointN.pt")
         assert shown and all(command in called for command in shown)
+    assert "checkpointN.pt" in dry_after[-3] and dry_after[-3].endswith("decode/epochN.test.shard0.txt")
+    assert dry_after[-2].startswith("fairseq-ln score") and dry_after[-2].endswith("decode/epochN.test.shard0.txt")
     cut = next(line for line in dry if "bpe/train.de" in line and line.startswith("head"))
     assert cut == "head -n 400 data/iwslt14/bpe/train.de >data/iwslt14/bin-train400-heldout100/text/bpe/train.de"
 
