@@ -10,18 +10,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 try:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:  # torch comes later: the first `pip install` in an empty environment builds no kernels
     kernels = {}
 else:
     source = "fairseq_lnplugin/csrc/kernels.cpp"
+    built_from = zlib.crc32(Path(source).read_bytes() + torch.__version__.encode())  # fused.py takes kernels of these alone
     extension = CppExtension(
         "fairseq_lnplugin._kernels",
         [source],
         # -march=native: the kernels are compiled where they run and never shipped as binaries
         extra_compile_args=[
             *("-O3", "-march=native", "-fopenmp", "-ffast-math", "-fno-finite-math-only", "-std=c++20"),
-            f"-DKERNELS_SOURCE={zlib.crc32(Path(source).read_bytes())}u",  # for fused.py, which takes none of another version
+            f"-DKERNELS_SOURCE={built_from}u",
         ],
         extra_link_args=["-fopenmp"],
     )

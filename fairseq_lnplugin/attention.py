@@ -1,7 +1,8 @@
 """The fast forward of fairseq's MultiheadAttention: one product for all projections of one input, in the compute dtype.
 
-Functions over fairseq's own module, whose parameters, incremental state and masks stay as they are: TorchScript, which compiles
-no Python-side dispatch, runs that module's own forward.
+Functions over fairseq's own module, whose parameters and masks stay as they are. Its incremental state has a form of ours
+(:func:`append_to_history`); a state in fairseq's form that a caller gives is taken, and not kept. TorchScript, which compiles no
+Python-side dispatch, and a module with hooks run that module's own forward.
 """
 
 import math
@@ -25,6 +26,20 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
     """
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape, device=attn_mask.device).masked_fill_(attn_mask, float("-inf"))
+    if fused.has_hooks(attention):
+        x, memory = (None if states is None else states.to(attention.out_proj.weight.dtype) for states in (x, memory))
+        y, weights = attention(
+            query=x,
+            key=x if memory is None else memory,
+            value=x if memory is None else memory,
+            key_padding_mask=key_padding_mask,
+            incremental_state=incremental_state,
+            static_kv=attention.encoder_decoder_attention,
+            need_weights=need_weights,
+            need_head_weights=need_weights,
+            attn_mask=attn_mask,
+        )
+        return y.to(fused.compute_dtype_of(attention.out_proj.weight, dtype)), weights
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
         if incremental_state is None:
@@ -55,8 +70,9 @@ def memory_keys(attention, dtype, memory):
 def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
     """The same, made at the first word and kept once for all beams of a sentence, and whose they are, as in a history.
 
-    fairseq's search reorders ``origin`` ``(batch, src_len)``, and drops the rows of finished sentences from it; keys and values
-    ``(src_len, sentences, heads, head_dim)`` stay where they are. Beams are equal rows of ``memory`` side by side.
+    fairseq's search drops the rows of finished sentences from ``origin`` ``(batch, src_len)``, and reorders it then only: the
+    beams of a sentence have the same. Keys and values ``(src_len, sentences, heads, head_dim)`` stay where they are. Beams are
+    equal rows of ``memory`` side by side.
     """
     saved, history = attention._get_input_buffer(incremental_state), attention.get_incremental_state(incremental_state, "history")
     if "origin" not in saved:

@@ -17,15 +17,26 @@ class Shortlist(EnsembleModel):
     """One model whose log-probabilities are those of the special symbols and of each row's ``count`` best other types.
 
     ``specials``: how many types the dictionary begins with that fairseq's generator knows by their number; they keep it.
-    ``types``: ``(rows, specials + count)``, what the columns of the last word stand for.
+    ``types``: ``(rows, specials + count)``, what the columns of the last word stand for. ``begun``: whether a word was made, for
+    which the decoder has kept keys and values of the source.
     """
 
     def __init__(self, model, specials, count):
         super().__init__([model])
-        self.specials, self.count, self.types = specials, count, None
+        self.specials, self.count, self.types, self.begun = specials, count, None, False
+
+    def forward_encoder(self, net_input):
+        """As fairseq's."""
+        self.begun = False
+        return super().forward_encoder(net_input)
+
+    def reorder_encoder_out(self, encoder_outs, new_order):
+        """As fairseq's, but only before the first word: after it nobody reads them."""
+        return encoder_outs if self.begun else super().reorder_encoder_out(encoder_outs, new_order)
 
     def forward_decoder(self, tokens, encoder_outs, incremental_states, temperature=1.0):
         """As fairseq's, with ``(rows, specials + count)`` log-probabilities."""
+        self.begun = True
         logits, extra = self.single_model.decoder(tokens, encoder_outs[0], incremental_states[0])
         logits = logits[:, -1] if temperature == 1.0 else logits[:, -1] / temperature
         lprobs, self.types = fused.best_types(logits, self.specials, self.count)
@@ -74,12 +85,12 @@ class ShortlistGenerator(SequenceGenerator):
     def generate(self, models, sample, **kwargs):
         """As fairseq's."""
         asks_for_all = any(kwargs.get(name) is not None for name in ("prefix_tokens", "constraints"))
-        if self.shortlisted is None or asks_for_all:
-            return super().generate(models, sample, **kwargs)
         whole = self.model, self.search, self.vocab_size
-        self.model, self.search, self.vocab_size = self.shortlisted
+        if self.shortlisted is not None and not asks_for_all:
+            self.model, self.search, self.vocab_size = self.shortlisted
         try:
-            return super().generate(models, sample, **kwargs)
+            with fused.weights_at_rest():
+                return super().generate(models, sample, **kwargs)
         finally:
             self.model, self.search, self.vocab_size = whole
 

@@ -5,90 +5,79 @@ Products run in the *compute dtype* (float32 or bfloat16); the residual stream, 
 are also the kernels' oracle in the tests.
 """
 
-import logging
+import contextlib
 import zlib
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
 def built_kernels():
-    """The compiled kernels, or None: not built, built for another CPU, or from another version of their source."""
+    """The compiled kernels and "", or None and why: not built, built for another CPU, or from another version of their source."""
     try:
         from fairseq_lnplugin import _kernels
-    except ImportError:
-        return None
+    except ImportError as error:
+        return None, str(error).splitlines()[0]
     source = Path(__file__).with_name("csrc") / "kernels.cpp"
-    if source.is_file() and getattr(_kernels, "source", None) != zlib.crc32(source.read_bytes()):
-        logging.getLogger(__name__).warning(
-            "%s was built from another kernels.cpp, so that all runs without kernels, slower; `python setup.py build_ext "
-            "--inplace` in %s builds them again",
-            _kernels.__file__,
-            source.parents[2],
+    if source.is_file() and getattr(_kernels, "source", None) != zlib.crc32(source.read_bytes() + torch.__version__.encode()):
+        return None, (
+            f"{_kernels.__file__} was built from another kernels.cpp or for another torch; `python setup.py build_ext --inplace` "
+            f"in {source.parents[2]} builds them again"
         )
-        return None
-    return _kernels
+    return _kernels, ""
 
 
-kernels = built_kernels()
+kernels, why_no_kernels = built_kernels()
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+#: Casts by type and parameters while no parameter changes; None where one may.
+kept_casts = None
+
+
+@contextlib.contextmanager
+def weights_at_rest():
+    """Inside, no parameter changes, so that a cast is made once: a search asks for it at every word."""
+    global kept_casts
+    outside, kept_casts = kept_casts, {} if kept_casts is None else kept_casts
+    try:
+        yield
+    finally:
+        kept_casts = outside
 
 
 def cast(dtype, *weights):
     """The given parameters, stacked along dimension 0, in ``dtype``."""
-    return torch.cat([weight.to(dtype) for weight in weights]) if len(weights) > 1 else weights[0].to(dtype)
+    kept = None if torch.is_grad_enabled() or torch.jit.is_tracing() else kept_casts
+    key = (dtype, *map(id, weights))
+    if kept is not None and key in kept:
+        return kept[key]
+    made = torch.cat([weight.to(dtype) for weight in weights]) if len(weights) > 1 else weights[0].to(dtype)
+    if kept is not None:
+        kept[key] = made
+    return made
 
 
-def kept_cast(dtype, *weights):
-    """The same, kept on the first parameter while no parameter changes: decoding asks for it at every word."""
-    made_of = (dtype, *(trace(weight) for weight in weights))
-    kept = getattr(weights[0], "_kept_cast", None)
-    if kept is None or kept[0] != made_of:
-        kept = made_of, cast(dtype, *weights).detach()
-        weights[0]._kept_cast = kept
-    return kept[1]
-
-
-def trace(weight):
-    """What tells that a parameter was moved, replaced or changed in place, but for a change through ``.data``."""
-    return weight.device, weight.data_ptr(), None if weight.is_inference() else weight._version
-
-
-def forget_casts(module):
-    """Drop the kept casts of a module's parameters.
-
-    Optimizers change parameters through ``.data``, which leaves no :func:`trace`, so a stack calls this whenever it is turned to
-    training or to evaluation.
-    """
-    for parameter in module.parameters():
-        forget_cast(parameter)
-
-
-def forget_cast(parameter):
-    """Drop the kept cast of one parameter, if there is one."""
-    parameter.__dict__.pop("_kept_cast", None)
+def has_hooks(module):
+    """Whether anyone listens to a module: it is then called as torch's, so that its hooks see what it reads and makes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     """``x W^T + b`` in ``dtype`` for one or several ``nn.Linear``, whose outputs are concatenated along the last dimension.
 
     ``x``: ``(..., in_features)``; result ``(..., sum of out_features)`` in ``dtype`` (parameters keep theirs under fairseq's
-    fp16 and bf16 flags, where it is the type of everything).
+    fp16 and bf16 flags, where it is the type of everything). Modules with hooks are called, in their parameters' type.
     """
     dtype = compute_dtype_of(modules[0].weight, dtype)
-    if torch.is_grad_enabled() or modules[0].training or torch.jit.is_tracing():
-        take = cast
-        forget_cast(modules[0].weight)  # a change of the weights is near
-        if modules[0].bias is not None:
-            forget_cast(modules[0].bias)
-    else:
-        take = kept_cast
-    weight = take(dtype, *(module.weight for module in modules))
-    bias = None if modules[0].bias is None else take(dtype, *(module.bias for module in modules))
+    if any(isinstance(module, nn.Linear) and has_hooks(module) for module in modules):
+        return torch.cat([module(x.to(module.weight.dtype)).to(dtype) for module in modules], dim=-1)
+    weight = cast(dtype, *(module.weight for module in modules))
+    bias = None if modules[0].bias is None else cast(dtype, *(module.bias for module in modules))
     # rows of one product: torch would make a product for each sentence of a transposed x, with a copy of the weight for each
     rows = x.reshape(-1, x.size(-1)).to(dtype)
     return F.linear(rows, weight, bias).view(x.shape[:-1] + (weight.size(0),))
@@ -292,7 +281,11 @@ LOGIT_ROWS = 512
 
 
 class _LabelSmoothedNLL(torch.autograd.Function):
-    """Loss and its gradients, block by block of rows; the gradients are made in the forward pass and scaled in the backward."""
+    """Loss and its gradients, block by block of rows; the gradients are made in the forward pass and scaled in the backward.
+
+    They are kept in float32 until then. Of float16 logits they are worked out in it too: fairseq multiplies the loss by its scale
+    after this, so that float16 would have lost the small ones.
+    """
 
     @staticmethod
     def forward(ctx, features, weight, target, epsilon, dtype, needs_grad):
@@ -301,39 +294,43 @@ class _LabelSmoothedNLL(torch.autograd.Function):
         x, w = features.to(dtype), cast(dtype, weight)
         loss = torch.empty(target.numel(), device=x.device)
         nll = torch.empty_like(loss)
-        grad_x = torch.empty_like(features) if needs_grad else None
-        grad_w = torch.zeros_like(weight) if needs_grad else None
+        grad_x = torch.empty(features.shape, device=x.device) if needs_grad else None
+        grad_w = torch.zeros(weight.shape, device=x.device) if needs_grad else None
         for start in range(0, target.numel(), LOGIT_ROWS):
             block = slice(start, start + LOGIT_ROWS)
             logits = x[block] @ w.t()
             loss[block], nll[block], grad = label_smoothed_rows(logits, target[block], epsilon, smooth, needs_grad)
             if needs_grad:
-                grad_x[block] = grad @ w
-                if grad.dtype == grad_w.dtype:
-                    grad_w.addmm_(grad.t(), x[block])  # in place, but of one type only
-                else:
-                    grad_w += grad.t() @ x[block]
+                take = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+                with torch.autocast(x.device.type, enabled=False) if under_autocast(x.device.type) else contextlib.nullcontext():
+                    grad, rows = grad.to(take), x[block].to(take)
+                    grad_x[block] = (grad @ w.to(take)).float()
+                    if take == grad_w.dtype:
+                        grad_w.addmm_(grad.t(), rows)  # in place, but of one type only
+                    else:
+                        grad_w += grad.t() @ rows
         ctx.save_for_backward(grad_x, grad_w)
+        ctx.dtypes = features.dtype, weight.dtype
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, _):
-        grad_x, grad_w = ctx.saved_tensors
         # every criterion of fairseq sums the rows, so that all entries are one number (the loss scale under fp16)
         if grad_loss.numel() > 1 and grad_loss.stride(0) != 0 and not (grad_loss == grad_loss[0]).all():
             raise RuntimeError("the losses of label_smoothed_nll can be summed or averaged, and not weighted row by row")
         scale = grad_loss[0] if grad_loss.numel() else grad_loss.new_ones(())
-        return grad_x * scale, grad_w * scale, None, None, None, None
+        grads = [(grad * scale).to(dtype) for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return (*grads, None, None, None, None)
 
 
 def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
-    """Loss, negative log-likelihood ``(rows,)`` and, if asked for, the loss's gradient at ``logits`` ``(rows, vocab)``."""
+    """Loss, negative log-likelihood ``(rows,)`` and, if asked for, the loss's float32 gradient at ``(rows, vocab)``."""
     grad = logits.float()
     if on_kernels(grad, target):
         loss, nll = kernels.label_smoothed_rows(grad, target, epsilon, smooth)
-        return loss, nll, grad.to(logits.dtype) if needs_grad else None
+        return loss, nll, grad if needs_grad else None
     lprobs = torch.log_softmax(grad, dim=-1)
     nll = -lprobs.gather(1, target[:, None]).squeeze(1)
     loss = (1 - epsilon - smooth) * nll - smooth * lprobs.sum(dim=-1)
@@ -342,7 +339,7 @@ def label_smoothed_rows(logits, target, epsilon, smooth, needs_grad):
     # d loss / d z_v = p_v (the weights of all log p sum to 1) - smooth - [v = y] (1 - epsilon - smooth)
     grad = lprobs.exp_().sub_(smooth)
     grad.scatter_add_(1, target[:, None], grad.new_full((target.numel(), 1), -(1 - epsilon - smooth)))
-    return loss, nll, grad.to(logits.dtype)
+    return loss, nll, grad
 
 
 def label_smoothed_nll(features, weight, target, epsilon, dtype):

@@ -11,8 +11,20 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
 )
+from fairseq.models.transformer import TransformerDecoderBase
 
 from fairseq_lnplugin import fused
+from fairseq_lnplugin.transformer_ln_study import Decoder
+
+
+def has_plain_output(decoder):
+    """Whether a decoder's logits are the product of its features with the weight of its output projection, and nothing else."""
+    plain = (Decoder.output_layer, TransformerDecoderBase.output_layer)
+    return (
+        getattr(type(decoder), "output_layer", None) in plain
+        and getattr(decoder, "adaptive_softmax", None) is None
+        and getattr(decoder.output_projection, "bias", None) is None
+    )
 
 
 @register_criterion("fused_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
@@ -35,12 +47,13 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample, reduce=True):
         """Loss (sum over target tokens, nats), sample size, logging outputs; ``reduce=False``: a value a token."""
         decoder = getattr(model, "decoder", None)
-        projection = getattr(decoder, "output_projection", None)
-        if projection is None or getattr(decoder, "adaptive_softmax", None) is not None:
+        if not has_plain_output(decoder):
             raise SystemExit(
                 "fused_label_smoothed_cross_entropy needs a decoder with a plain output projection, and this model has "
-                "an adaptive softmax or none; use the --criterion of the model's task, such as adaptive_loss or masked_lm"
+                "an adaptive softmax, another output layer or none; use the --criterion of the model's task, such as "
+                "label_smoothed_cross_entropy, adaptive_loss or masked_lm"
             )
+        projection = decoder.output_projection
         features, extra = model(**sample["net_input"], features_only=True)
         weight = extra.get("output_weight", [projection.weight])[0]  # evaluation and fairseq's own models give none
         target = sample["target"]

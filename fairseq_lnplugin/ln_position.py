@@ -61,7 +61,12 @@ class SublayerNorm(nn.LayerNorm):
 
     def normalize(self, x: Tensor) -> Tensor:
         """LN(x), in the compute dtype."""
-        return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
+        if torch.jit.is_scripting():
+            return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
+        else:
+            if fused.has_hooks(self):
+                return self(x).to(fused.compute_dtype_of(self.weight, self.compute_dtype))
+            return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
 
     def extra_repr(self):
         """The arrangement's equation, so that a printed model shows where its norms sit."""
@@ -79,7 +84,12 @@ class PostLN(SublayerNorm):
 
     def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
         """``LN(x + dropout(y))``."""
-        return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
+        if torch.jit.is_scripting():
+            return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
+        else:
+            if fused.has_hooks(self):
+                return self(fused.dropout_add(x, y, dropout))
+            return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
 
 
 class PreLN(SublayerNorm):

@@ -1,7 +1,7 @@
 """The encoder-decoder model ``transformer_ln_study``, its named sizes and its flags.
 
-fairseq's ``transformer`` with layers whose LN sits where ``--ln-position`` says; all else (embeddings, incremental
-state, beam search, sharing, LayerDrop, activation checkpointing, FSDP wrapping) is fairseq's, by subclassing. The
+fairseq's ``transformer`` with layers whose LN sits where ``--ln-position`` says; all else (embeddings, sharing, LayerDrop,
+activation checkpointing, FSDP wrapping) is fairseq's, by subclassing, but for the fast path (attention.py, beam_search.py). The
 *legacy* registration is on purpose: with a dataclass fairseq-train ignores the named sizes.
 """
 
@@ -169,7 +169,7 @@ class Decoder(Stack, TransformerDecoderBase):
 
 
 class LNStudyModel:
-    """What the models of this plug-in share: why a checkpoint is refused, what the log says, and casts of the weights.
+    """What the models of this plug-in share: why a checkpoint is refused, and what the log says.
 
     A subclass gives :meth:`stacks`.
     """
@@ -177,11 +177,6 @@ class LNStudyModel:
     def stacks(self):
         """The stacks by their names in the state dict, the encoder first."""
         raise NotImplementedError
-
-    def train(self, mode=True):
-        """Torch's, which comes before and after a change of the weights."""
-        fused.forget_casts(self)
-        return super().train(mode)
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As fairseq's.
@@ -193,7 +188,6 @@ class LNStudyModel:
         for prefix, stack in self.stacks().items():
             self.refuse_other_position(prefix, stack, state_dict)
             self.refuse_other_dictionary(prefix, stack, state_dict)
-        fused.forget_casts(self)
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)
         except RuntimeError as error:  # torch lists every difference, one a line, below a title
@@ -229,7 +223,7 @@ class LNStudyModel:
         )
 
     def log_what_was_built(self, args):
-        """One line: position, norms, layers, init, compute dtype, parameters."""
+        """One line: position, norms, layers, init, compute dtype, parameters, kernels."""
         stacks = {short(prefix): stack for prefix, stack in self.stacks().items()}
 
         def of_each(value):
@@ -237,7 +231,7 @@ class LNStudyModel:
 
         logger.info(
             "%s-LN: norms a layer: %s; final norms: %s; norms on embeddings: %s; layers: %s; weight init %s; "
-            "compute dtype %s; %s parameters",
+            "compute dtype %s; %s parameters; C++ kernels: %s",
             args.ln_position.capitalize(),
             of_each(lambda stack: sum(isinstance(module, nn.LayerNorm) for module in stack.layers[0].modules())),
             of_each(lambda stack: "no" if stack.layer_norm is None else "yes"),
@@ -246,6 +240,7 @@ class LNStudyModel:
             args.weight_init,
             args.compute_dtype,
             f"{sum(parameter.numel() for parameter in self.parameters()):,}",
+            f"no ({fused.why_no_kernels})" if fused.kernels is None else "yes",
         )
 
 

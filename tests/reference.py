@@ -114,3 +114,12 @@ def masked_lm_logits(features, p):
     """``(rows, vocab)`` of features ``(rows, d)``: LN(GELU(x W + b)) E^T + c with the word embeddings E."""
     x = layer_norm(gelu(linear(features, p, "encoder.lm_head.dense")), p, "encoder.lm_head.layer_norm")
     return x @ p["encoder.sentence_encoder.embed_tokens.weight"].T + p["encoder.lm_head.bias"]
+
+
+def assert_equal_gradients(ours, theirs):
+    """Each to 1e-5 of its norm; those of the keys' biases, which softmax makes 0 but for rounding, to 1e-5 of the largest."""
+    assert ours.keys() == theirs.keys()
+    largest = max(gradient.norm() for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        scale = largest if name.endswith("k_proj.bias") else gradient.norm()
+        assert (ours[name] - gradient).norm() <= 1e-5 * scale, name

@@ -12,7 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.beam_search import ShortlistGenerator
-from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
+from fairseq_lnplugin.transformer_ln_study import Encoder, TransformerLNStudyModel
 
 STOCK = ShortlistGenerator.__bases__[0]
 DICTIONARY = Dictionary()
@@ -22,13 +22,13 @@ TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
 
 
 def build(seed=7, model=TransformerLNStudyModel, **flags):
-    """A tiny model whose output weights are large, so that beams differ and sentences end."""
+    """A tiny model whose output weights are large, so that beams differ, and its sentences end at different words."""
     args = Namespace(arch="transformer_ln_study_tiny", ln_position="pre", dropout=0.0, **flags)
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(seed)
     built = TransformerLNStudyModel.build_model(args, TASK).eval()
     if built.decoder.adaptive_softmax is None:
-        built.decoder.output_projection.weight.data.mul_(6)
+        built.decoder.output_projection.weight.data.mul_(6)[DICTIONARY.eos()] *= -2
     return built
 
 
@@ -77,7 +77,7 @@ def test_the_hypotheses_are_those_of_the_whole_vocabulary(operators, flags, samp
     models = [build()]
     theirs = hypotheses(STOCK, models, sample, flags)
     assert_same(hypotheses(ShortlistGenerator, models, sample, flags), theirs)
-    assert len({tokens[1] for hypos in theirs for tokens, _, _ in hypos}) > 3
+    assert len({(tokens[0], len(tokens)) for hypos in theirs for tokens, _, _ in hypos}) > 2
 
 
 def test_the_search_looks_at_the_short_list_only(sample, monkeypatch):
@@ -90,6 +90,14 @@ def test_the_search_looks_at_the_short_list_only(sample, monkeypatch):
     )
     hypotheses(ShortlistGenerator, [build()], sample, {"beam_size": 5, "max_len_b": 5})
     assert widths == {14}
+
+
+def test_the_source_is_copied_for_the_beams_and_not_again(sample, monkeypatch):
+    """Once keys and values are kept nobody reads it, however often sentences end."""
+    copies, copy = [], Encoder.reorder_with_copies
+    monkeypatch.setattr(Encoder, "reorder_with_copies", lambda *args: copies.append(1) or copy(*args))
+    found = hypotheses(ShortlistGenerator, [build()], sample, {"beam_size": 3, "max_len_b": 12})
+    assert len({len(tokens) for hypos in found for tokens, _, _ in hypos}) > 2 and len(copies) == 1
 
 
 def test_a_prefix_is_gone_on_from_as_by_fairseq(sample):
@@ -110,6 +118,36 @@ def test_after_a_prefix_the_short_list_is_used_again(sample):
     again = generator.generate(models, sample)
     assert [hypos[0]["tokens"].tolist() for hypos in first] == [hypos[0]["tokens"].tolist() for hypos in again]
     assert generator.vocab_size == len(DICTIONARY)
+
+
+def stock(model):
+    """Fairseq's own model with the same weights."""
+    args = Namespace(arch="transformer", encoder_normalize_before=True, decoder_normalize_before=True)
+    for stack in ("encoder", "decoder"):
+        for name, value in (("layers", 2), ("embed_dim", 64), ("ffn_embed_dim", 128), ("attention_heads", 2)):
+            setattr(args, f"{stack}_{name}", value)
+    base_architecture(args)
+    built = TransformerModel.build_model(args, TASK).eval()
+    built.load_state_dict(model.state_dict())
+    return built
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"no_repeat_ngram_size": 2},
+        {"search_strategy": search.DiverseBeamSearch(DICTIONARY, 2, 0.5)},
+        {"search_strategy": search.DiverseSiblingsSearch(DICTIONARY, 0.5)},
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_ensembles_and_other_searches_find_what_they_find_with_stock_models(count, flags, sample):
+    """Histories and kept keys of the source are reordered as fairseq's own caches are."""
+    models = [build(seed=seed) for seed in range(7, 7 + count)]
+    flags = flags | {"beam_size": 4, "max_len_b": 7}
+    ours = hypotheses(ShortlistGenerator, models, sample, flags)
+    assert_same(ours, hypotheses(STOCK, [stock(model) for model in models], sample, flags))
 
 
 def of_two():

@@ -21,7 +21,7 @@ from fairseq_cli import preprocess as fairseq_preprocess
 from fairseq_cli import train as fairseq_train_here
 from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
-from reference import bert_features, masked_lm_logits
+from reference import assert_equal_gradients, bert_features, masked_lm_logits
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN
@@ -81,15 +81,6 @@ def masked_lm(model, sample):
     assert sample_size == sample["target"].ne(PAD).sum()
     loss.backward()
     return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
-def assert_equal_gradients(ours, theirs):
-    """Each to 1e-5 of its norm; those of the keys' biases, which softmax makes 0 but for rounding, to 1e-5 of the largest."""
-    assert ours.keys() == theirs.keys()
-    largest = max(gradient.norm() for gradient in theirs.values())
-    for name, gradient in theirs.items():
-        scale = largest if name.endswith("k_proj.bias") else gradient.norm()
-        assert (ours[name] - gradient).norm() <= 1e-5 * scale, name
 
 
 # Against plain torch

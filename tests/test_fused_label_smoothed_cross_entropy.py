@@ -11,6 +11,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
+from fairseq_lnplugin.transformer_ln_study import Decoder
 
 
 def gradients(model, wrapped, sample):
@@ -56,6 +57,26 @@ def test_torchs_distributed_training_gives_the_same_gradients(tied, find_unused,
     wrapped = Proxy(DistributedDataParallel(model, find_unused_parameters=find_unused))
     for name, gradient in gradients(model, wrapped, batch(padded=True)).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=name)
+
+
+class Copying(Decoder):
+    """A decoder whose logits are more than a product, as those of a pointer-generator."""
+
+    def output_layer(self, features):
+        return super().output_layer(features) + 1
+
+
+@pytest.mark.parametrize("case", ["another output layer", "a bias"])
+def test_a_decoder_whose_logits_are_more_than_a_product_is_refused(case):
+    """Its loss would be another."""
+    model, _ = built()
+    if case == "a bias":
+        model.decoder.output_projection.bias = torch.nn.Parameter(torch.ones(len(model.decoder.dictionary)))
+    else:
+        model.decoder.__class__ = Copying
+    task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
+    with pytest.raises(SystemExit, match="needs a decoder with a plain output projection"):
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch(padded=True))
 
 
 def test_a_model_without_a_decoder_is_refused_in_a_sentence():

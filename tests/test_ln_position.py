@@ -244,7 +244,8 @@ def test_every_parameter_of_an_arrangement_is_trained(built, inputs):
     """One backward pass with dropout reaches each: trained vectors, second norms, final norms."""
     model = built[1].train()
     model(**inputs)[0].logsumexp(-1).sum().backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert still == []  # not even a key's bias, whose gradient is 0 but for rounding
 
 
 def test_an_arrangement_compiles_with_torchscript(built, inputs):

@@ -286,6 +286,28 @@ def test_training_draws_every_dropout_by_the_kernel(sample, monkeypatch):
     model(**sample["net_input"])[0].sum().backward()
 
 
+@pytest.mark.parametrize("position", ["pre", "post"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [
+    *("self_attn", "self_attn.out_proj", "self_attn.k_proj", "self_attn_layer_norm", "encoder_attn", "encoder_attn.q_proj"),
+    *("encoder_attn.v_proj", "encoder_attn_layer_norm", "fc1", "fc2", "final_layer_norm"),
+])  # fmt: skip
+def test_a_hook_on_a_module_of_a_layer_sees_what_it_makes_and_changes_nothing(name, dtype, position, sample):
+    """Statistics of activations, pruning and fairseq's detector of NaN rest on them."""
+    model, seen = build(position, compute_dtype=dtype).eval(), []
+    with torch.no_grad():
+        expected = model(**sample["net_input"])[0]
+        module = model.decoder.layers[1].get_submodule(name)
+        handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        found = model(**sample["net_input"])[0]
+        assert len(seen) == 1
+        handle.remove()
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+        model(**sample["net_input"])
+    torch.testing.assert_close(found, expected, rtol=BOUNDS[dtype], atol=BOUNDS[dtype])
+    assert len(seen) == 2
+
+
 def test_dropout_of_a_module_ends_with_training_unless_it_is_retained():
     """As fairseq's: its rate within 4 standard errors, the identity in evaluation, --retain-dropout."""
     module, ones = Dropout(0.3), torch.ones(400, 512)

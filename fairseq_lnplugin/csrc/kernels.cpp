@@ -1,5 +1,6 @@
-// CPU kernels of the fast path: attention over short sentences, LN with its residual and dropout. Each computes what the torch
-// operators beside it in fused.py compute; those are its oracle. Tensors are float or bfloat16, arithmetic is float throughout.
+// CPU kernels of the fast path: attention over short sentences and to a search's history, LN, dropout with its residual, the
+// label smoothed loss, the best types of a row. Each computes what the torch operators beside it in fused.py compute; those are
+// its oracle. Tensors are float or bfloat16, arithmetic is float throughout.
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
@@ -715,7 +716,7 @@ std::tuple<Tensor, Tensor> best_types(const Tensor& logits, int64_t specials, in
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   refuse_another_cpu();
   m.doc() = "CPU kernels of fairseq_lnplugin.fused";
-  m.attr("source") = KERNELS_SOURCE;  // a checksum of this file
+  m.attr("source") = KERNELS_SOURCE;  // a checksum of this file and of torch's version
   m.def("dropout_add", &dropout_add, "x + dropout(y)");
   m.def("dropout_backward", &dropout_backward, "gradient at y of x + dropout(y)");
   m.def("layer_norm", &layer_norm, "LN(x) and the rows' statistics");
