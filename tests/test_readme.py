@@ -109,6 +109,7 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
         f"| {measured['gradients']['6-6-fp32']['ratio']['median']:.2f} x |",
         f"| {measured['training']['hook-1']['hook']['share']['median']:.1%}".replace("%", " % |"),
         f"{1 / decoding['peak_gib']['median']:.1f} x the memory | {whole:.2f} x start included, {translating:.2f} x without |",
+        f"takes {measured['training']['hook-1']['sides']['without']['seconds_per_update']['median']:.1f} s on both cores",
         f"cost {bleu['stock'] - bleu['ours']:.2f} BLEU ({bleu['ours']:.2f} against {bleu['stock']:.2f}) in the one pair",
     ]
     assert [cell for cell in expected if cell not in README] == []
@@ -130,6 +131,16 @@ def test_the_bleu_under_the_readmes_picture_is_that_of_the_results():
         f"the rate is held; with RAdam and no warm-up {radam[0]} for Pre-LN, {radam[1]} for Post-LN"
     )
     assert caption in " ".join(README.split())
+
+
+def test_the_bleu_at_the_papers_size_in_the_readme_is_that_of_the_results():
+    """One seed of three runs, to one decimal."""
+    with open(ROOT / "results/iwslt14-papersize/results.tsv", encoding="utf-8", newline="") as file:
+        bleu = {row["run"]: f"{float(row['bleu']):.1f}" for row in csv.DictReader(file, delimiter="\t")}
+    pre, post, without = (bleu[f"iwslt14-{name}"] for name in
+                          ("pre-adam-lr5e-4-step", "post-adam-lr5e-4-warmup4000", "post-adam-lr5e-4-warmup1"))  # fmt: skip
+    words = f"{pre} for Pre-LN without warm-up, {post} for Post-LN with it, {without} without: [results/iwslt14-papersize"
+    assert words in " ".join(README.split())
 
 
 @pytest.mark.parametrize(
