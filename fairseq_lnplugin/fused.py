@@ -199,11 +199,6 @@ def dropout_add(x: Tensor, y: Tensor, p: float) -> Tensor:
         return x + F.dropout(y, p, p > 0)
 
 
-def dropout_add_layer_norm(x: Tensor, y: Tensor, p: float, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``LN(x + dropout_p(y))`` in x's dtype."""
-    return layer_norm(dropout_add(x, y, p), weight, bias, eps, x.dtype)
-
-
 def history_attention(q, keys, values, origin, attn_mask=None, p=0.0, need_weights=False):
     """:func:`attention` of the words of hypotheses to steps that are kept once and shared between hypotheses.
 

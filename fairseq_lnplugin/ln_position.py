@@ -59,14 +59,14 @@ class SublayerNorm(nn.LayerNorm):
         """
         raise NotImplementedError
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """LN(x), in the compute dtype."""
+    def normalize(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """LN(x): for the stream in its own type, for a branch in ``compute_dtype``."""
         if torch.jit.is_scripting():
-            return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
+            return fused.layer_norm(x, self.weight, self.bias, self.eps, dtype)
         else:
             if fused.has_hooks(self):
-                return self(x).to(fused.compute_dtype_of(self.weight, self.compute_dtype))
-            return fused.layer_norm(x, self.weight, self.bias, self.eps, self.compute_dtype)
+                return self(x).to(fused.compute_dtype_of(self.weight, dtype))
+            return fused.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
     def extra_repr(self):
         """The arrangement's equation, so that a printed model shows where its norms sit."""
@@ -84,12 +84,7 @@ class PostLN(SublayerNorm):
 
     def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
         """``LN(x + dropout(y))``."""
-        if torch.jit.is_scripting():
-            return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
-        else:
-            if fused.has_hooks(self):
-                return self(fused.dropout_add(x, y, dropout))
-            return fused.dropout_add_layer_norm(x, y, dropout, self.weight, self.bias, self.eps)
+        return self.normalize(fused.dropout_add(x, y, dropout), x.dtype)
 
 
 class PreLN(SublayerNorm):
@@ -100,7 +95,7 @@ class PreLN(SublayerNorm):
 
     def enter(self, x: Tensor) -> Tensor:
         """``LN(x)``."""
-        return self.normalize(x)
+        return self.normalize(x, self.compute_dtype)
 
     def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:
         """``x + dropout(y)``: the identity path meets no norm."""

@@ -291,6 +291,9 @@ stage() {
   log "stage $1: ${STAGES[$1 - 1]}"
 }
 
+# shown_to FILE COMMAND...: prints a command whose output goes to FILE.
+shown_to() { echo "$(quoted "${@:2}") >$(quoted "$1")"; }
+
 # do_or_show COMMAND...: runs it, its output beside the recipe's log; with --dry-run prints it.
 do_or_show() { if [[ $DRY_RUN ]]; then quoted "$@"; else "$@" >&2; fi; }
 
@@ -385,7 +388,7 @@ first_pairs() {
         command=(head -n "$limit" "$CORPUS/$kind$split.$lang")
         [[ $limit ]] || command=(cat "$CORPUS/$kind$split.$lang")
         if [[ $DRY_RUN ]]; then
-          echo "$(quoted "${command[@]}") >$(quoted "$1/$kind$split.$lang")"
+          shown_to "$1/$kind$split.$lang" "${command[@]}"
         else
           "${command[@]}" >"$1/$kind$split.$lang"
         fi
@@ -522,13 +525,14 @@ check_lengths() {
 # scaled_warmup UPDATES [EPOCHS WHOLE]: as the preset says, for as much of its WHOLE epochs as a run has; where it says nothing, in
 # proportion to this run's updates, of which the paper's IWSLT14 runs have about 17,000.
 scaled_warmup() {
-  local scale=${PRESET_ROW[warmup_scale]} updates share=${2:-1}/${3:-1}
+  local scale=${PRESET_ROW[warmup_scale]} updates part=${2:-1} whole=${3:-1}
   if [[ -z $scale ]]; then
     updates=$(updates_per_epoch) || exit 1
     [[ $updates == [0-9]* ]] || { echo "$1*$updates*$LENGTH/17000" && return; }
-    scale=$(awk -v updates=$((updates * LENGTH)) 'BEGIN { print updates < 17000 ? updates / 17000 : 1 }') share=1/1
+    updates=$((updates * LENGTH)) scale=1 whole=17000
+    part=$((updates < whole ? updates : whole))
   fi
-  awk -v n="$1" -v scale="$scale" -v part="${share%/*}" -v whole="${share#*/}" '
+  awk -v n="$1" -v scale="$scale" -v part="$part" -v whole="$whole" '
     BEGIN { n = int(n * scale * part / whole + 0.5); print n < 2 ? 2 : n }'
 }
 
@@ -865,7 +869,7 @@ decode() {
   OUTPUTS=()
   for ((i = 0; i < shards; i++)); do OUTPUTS+=("$out.shard$i.txt"); done
   if [[ $DRY_RUN ]]; then
-    for i in "${!OUTPUTS[@]}"; do echo "$(quoted "${command[@]}" "$i") >$(quoted "${OUTPUTS[i]}")"; done
+    for i in "${!OUTPUTS[@]}"; do shown_to "${OUTPUTS[i]}" "${command[@]}" "$i"; done
     return
   fi
   rm -f "$out".shard*
@@ -1090,8 +1094,8 @@ report() {
 # report_inputs: the plan, the report's code and the files of RUNS that it reads, with their sums.
 report_inputs() {
   cksum recipes/runs.tsv "$USER_DIR"/study/*.py
-  (cd "$RUNS" && find . -path '*/seed*/*' \( -path '*/decode/*' -o -path '*/checkpoints/*' \) -prune -o \( -path ./chosen -o \
-    -path '*/seed*/*' \) -type f ! -name lock ! -name '*.log.*' ! -name '*.new' -exec cksum {} + | LC_ALL=C sort -k 3)
+  (cd "$RUNS" && find . \( -path ./chosen -o -path '*/seed*/*' \) -type f ! -name lock ! -name '*.pt*' ! -name '*.new' -exec cksum {} + |
+    LC_ALL=C sort -k 3)
 }
 
 # finish: the last line of a recipe.

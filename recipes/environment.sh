@@ -5,9 +5,9 @@
 #   bash recipes/environment.sh     only makes it; activate it later with `. .venv/bin/activate`
 #
 # The `python` on PATH is used as it is when it has all that is needed (see MODULES and COMMANDS) and is not .venv's own. Otherwise
-# .venv is made: that
-# needs Python 3.11 to 3.13, a C++ compiler, Python's headers, and about 5 minutes on 2 cores (fairseq is built from source). A
-# second start does nothing; changed pins, kernels or setup.py install again; a killed set-up goes on. pip's output: .venv/setup.log.
+# .venv is made: that needs Python 3.11 to 3.13, a C++ compiler, Python's headers, and about 5 minutes on 2 cores (fairseq is built
+# from source). A second start does nothing; changed pins, kernels or setup.py install again; a killed set-up goes on. pip's output:
+# .venv/setup.log.
 #
 # Settings: PYTHON=PROGRAM (the Python to make .venv with), TORCH_INDEX=URL (pip index to take torch from, for example one with
 # CPU-only builds), ENVIRONMENT_NEEDS="pytest ..." (more modules or commands that the environment on PATH must have to be used).

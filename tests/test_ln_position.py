@@ -36,7 +36,7 @@ class B2T(PostLN):
 
     def leave(self, x: torch.Tensor, y: torch.Tensor, layer_input: torch.Tensor, dropout: float) -> torch.Tensor:
         stream = x + layer_input if self.is_last else x
-        return fused.dropout_add_layer_norm(stream, y, dropout, self.weight, self.bias, self.eps)
+        return self.normalize(fused.dropout_add(stream, y, dropout), x.dtype)
 
 
 def formula_b2t(x, layers, p, final):
@@ -73,7 +73,7 @@ class ResiDual(SublayerNorm):
         y = F.dropout(y, dropout, dropout > 0)
         p = x[:, :, : self.embed_dim]
         q = x[:, :, -self.embed_dim :]  # p itself where the stack begins
-        return torch.cat([fused.dropout_add_layer_norm(p, y, 0.0, self.weight, self.bias, self.eps), q + y], dim=-1)
+        return torch.cat([self.normalize(fused.dropout_add(p, y, 0.0), x.dtype), q + y], dim=-1)
 
 
 def formula_residual(x, layers, p, final):
@@ -93,7 +93,7 @@ class Admin(PostLN):
         self.omega = nn.Parameter(torch.full((place.embed_dim,), math.sqrt((n + 1) / math.log(n + 1) - 1)))
 
     def leave(self, x: torch.Tensor, y: torch.Tensor, layer_input: torch.Tensor, dropout: float) -> torch.Tensor:
-        return fused.dropout_add_layer_norm(self.omega * x, y, dropout, self.weight, self.bias, self.eps)
+        return self.normalize(fused.dropout_add(self.omega * x, y, dropout), x.dtype)
 
 
 def formula_admin(x, layers, p, final):
@@ -111,7 +111,7 @@ class DeepNorm(PostLN):
         self.alpha = 0.81 * (n**4 * m) ** (1 / 16) if place.stack == "encoder" else (3 * m) ** 0.25
 
     def leave(self, x: torch.Tensor, y: torch.Tensor, layer_input: torch.Tensor, dropout: float) -> torch.Tensor:
-        return fused.dropout_add_layer_norm(self.alpha * x, y, dropout, self.weight, self.bias, self.eps)
+        return self.normalize(fused.dropout_add(self.alpha * x, y, dropout), x.dtype)
 
 
 def formula_deepnorm(x, layers, p, final):

@@ -35,6 +35,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables
 from fairseq_lnplugin.analysis.gradient_claims import DELTA, EPSILON
+from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
@@ -65,9 +66,7 @@ def add_arguments(parser):
     parser.add_argument("data", metavar="DATA", help="folder made by fairseq-preprocess")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of measurements and report; made, or gone on with")
     models = parser.add_argument_group("models")
-    models.add_argument(
-        "--arch", metavar="NAME", help="a named size of this plug-in (default: transformer_ln_study_iwslt_de_en, the paper's)"
-    )
+    models.add_argument("--arch", metavar="NAME", help=f"a named size of this plug-in (default: {PAPER['arch']}, the paper's)")
     models.add_argument("--ln-position", nargs="+", choices=sorted(LN_POSITIONS), help="(default: post pre)")
     models.add_argument("--weight-init", nargs="+", choices=sorted(WEIGHT_INITS), help="(default: xavier_uniform)")
     models.add_argument("--layers", nargs="+", type=int, metavar="N", help="layers of each stack (default: 6)")
@@ -292,7 +291,7 @@ class InitialModel:
 
     def __init__(self, args, weight_init, ln_position, layers):
         self.weight_init, self.ln_position, self.layers = weight_init, ln_position, layers
-        self.arch = args.arch or "transformer_ln_study_iwslt_de_en"
+        self.arch = args.arch or PAPER["arch"]
         self.dropout = 0.1 if args.dropout is None else args.dropout
         self.label_smoothing = 0.1 if args.label_smoothing is None else args.label_smoothing
         self.compute_dtype = args.compute_dtype or "float32"
@@ -332,7 +331,7 @@ def initial_models(args):
     """The grid of ``--weight-init``, ``--ln-position`` and ``--layers``."""
     return [
         InitialModel(args, weight_init, ln_position, layers)
-        for weight_init in args.weight_init or ["xavier_uniform"]
+        for weight_init in args.weight_init or [PAPER_INIT]
         for layers in args.layers or [6]
         for ln_position in args.ln_position or ["post", "pre"]
     ]

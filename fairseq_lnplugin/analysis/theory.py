@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_lnplugin.analysis import MAX_SEED, figures, intervals
-from fairseq_lnplugin.analysis.gradient_report import data_words
+from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT, data_words
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.study.wording import position_title
@@ -45,9 +45,6 @@ TYPES = 500
 #: Numbers in one weight tensor at a time: memory stays the same for every width and number of draws.
 CHUNK = 4_000_000
 
-
-#: Of the training model, where the flags say nothing: the paper's IWSLT14 size and start.
-ARCH, WEIGHT_INIT = "transformer_ln_study_iwslt_de_en", "xavier_uniform"
 
 VERDICTS = ("holds", "FAILS", "differs", "undecided", "measured")
 
@@ -431,8 +428,8 @@ def add_arguments(parser):
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where THEORY.md, theory.tsv, theory.json and figures go")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all draws (default: %(default)s)")
     parser.add_argument("--data-name", metavar="NAME", help="what the report calls DATA (default: as its corpus.json or folder)")
-    parser.add_argument("--arch", metavar="NAME", help=f"of the training model (default: {ARCH})")
-    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"of the training model (default: {WEIGHT_INIT})")
+    parser.add_argument("--arch", metavar="NAME", help=f"of the training model (default: {PAPER['arch']})")
+    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"of the training model (default: {PAPER_INIT})")
 
 
 def run(args):

@@ -6,6 +6,7 @@ Where the model's facts differ from the theory's by construction, what is checke
 
 import argparse
 import contextlib
+import functools
 import inspect
 import itertools
 import math
@@ -16,7 +17,8 @@ from fairseq import utils
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import expected_gradient, gradient_tables, intervals
-from fairseq_lnplugin.analysis.theory import ARCH, WEIGHT_INIT, Check, appendix_factor, around, of_worst, rho
+from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT
+from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
 from fairseq_lnplugin.study.wording import position_title as title
 
 #: As many seeds as the paper has; of a layer they are the independent values.
@@ -41,7 +43,7 @@ class Models:
     def __init__(self, args):
         parser = argparse.ArgumentParser()
         expected_gradient.add_arguments(parser)
-        arch, weight_init = args.arch or ARCH, args.weight_init or WEIGHT_INIT
+        arch, weight_init = args.arch or PAPER["arch"], args.weight_init or PAPER_INIT
         flags = ["--arch", arch, "--weight-init", weight_init, "--dropout", "0"]
         sizes = ["--batches", str(BATCHES), "--max-tokens", str(MAX_TOKENS)]
         name = [f"--data-name={args.data_name}"] if args.data_name else []
@@ -282,7 +284,8 @@ def jacobians(model, position, sums):
             states = sums[at - 1 if position == "post" else at - 2]
             exact, near = [], []
             for x in states[REAL[stack], 0]:
-                jacobian = torch.autograd.functional.jacobian(layer.final_layer_norm.normalize, x[None, None])
+                norm = functools.partial(layer.final_layer_norm.normalize, dtype=x.dtype)
+                jacobian = torch.autograd.functional.jacobian(norm, x[None, None])
                 spectral = torch.linalg.matrix_norm(jacobian.view(len(x), len(x)).double(), 2).item() / math.sqrt(len(x))
                 exact.append(spectral * (x - x.mean()).norm().item())
                 near.append(spectral * x.norm().item())

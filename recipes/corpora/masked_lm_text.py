@@ -4,9 +4,9 @@
 
 PATH is a file of plain text (also .gz, .bz2, .xz), a folder of such files, or an archive (.tar, .tar.gz, .zip) of them. Of a
 folder all `*.tokens` are read, or where there are none all `*.raw`, `*.txt`, or every file; what is left out is told, and kept
-as the `note` of corpus.json. A document ends at a blank line; in WikiText, told by
-its headings ` = Title = `, it ends where the next title begins. Without --from: the English help pages of LibreOffice, from a
-Debian or Ubuntu package (see libreoffice_help.py; exit status 3 where it cannot be had).
+as the `note` of corpus.json. A document ends at a blank line; in WikiText, told by its headings ` = Title = `, it ends where the
+next title begins. Without --from: the English help pages of LibreOffice, from a Debian or Ubuntu package (see
+libreoffice_help.py; exit status 3 where it cannot be had).
 
 Every 200th document, by a hash of its text, is valid. A line is cut into sentences; punctuation marks become words of their
 own, as in BERT's tokenizer, so that tokenized text and raw text come out alike; BPE with sentencepiece lower-cases. (The paper
@@ -108,7 +108,7 @@ def text_files(path: Path) -> tuple[list[Path], str]:
     there = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     for kind in KINDS:
         if files := [file for file in there if file.match(kind)]:
-            others = [file.relative_to(path).as_posix() for file in there if file not in set(files)]
+            others = [file.relative_to(path).as_posix() for file in there if not file.match(kind)]
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             return files, f"{len(files):,} files {kind} read, {len(others):,} left out ({shown})" if others else ""
     raise CorpusError(f"{path} holds no file; give a text file, a folder of them or an archive")
