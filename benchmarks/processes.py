@@ -1,7 +1,7 @@
 """Programs that the benchmarks start: fairseq's commands, timed from outside, with the peak of their memory.
 
-The benchmarks import neither torch nor fairseq, so that what is measured is the started process and nothing else (a
-child's peak memory would begin at that of a large parent).
+The benchmarks that start processes import neither torch nor fairseq, so that what is measured is the started process and
+nothing else (a child's peak memory would begin at that of a large parent).
 """
 
 import os

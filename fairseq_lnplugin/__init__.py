@@ -2,17 +2,24 @@
 
 ``--user-dir fairseq_lnplugin`` imports this module. What it registers, and where it lives:
 
-====================================  ==============================================================
-``--arch transformer_ln_study*``      :mod:`~fairseq_lnplugin.transformer_ln_study`
-``--arch bert_ln_study*``             :mod:`~fairseq_lnplugin.bert_ln_study`
+==================================================  ======================================================
+``--arch transformer_ln_study*``                    :mod:`~fairseq_lnplugin.transformer_ln_study`
+``--arch bert_ln_study*``                           :mod:`~fairseq_lnplugin.bert_ln_study`
 ``--criterion fused_label_smoothed_cross_entropy``  :mod:`~fairseq_lnplugin.fused_label_smoothed_cross_entropy`
-``--lr-scheduler no_warmup``          :mod:`~fairseq_lnplugin.lr_scheduler`
-``--lr-scheduler warmup_inverse_sqrt``  :mod:`~fairseq_lnplugin.lr_scheduler`
-``--optimizer radam``                 :mod:`~fairseq_lnplugin.radam`
-``--optimizer fused_adam``            :mod:`~fairseq_lnplugin.fused_adam`
-fairseq-generate's search             :mod:`~fairseq_lnplugin.beam_search`
-``--grad-norm-interval`` (a flag of the models)  :mod:`~fairseq_lnplugin.grad_norm`
-====================================  ==============================================================
+``--lr-scheduler no_warmup``                        :mod:`~fairseq_lnplugin.lr_scheduler`
+``--lr-scheduler warmup_inverse_sqrt``              :mod:`~fairseq_lnplugin.lr_scheduler`
+``--optimizer radam``                               :mod:`~fairseq_lnplugin.radam`
+``--optimizer fused_adam``                          :mod:`~fairseq_lnplugin.fused_adam`
+==================================================  ======================================================
+
+And the functions of fairseq that it wraps:
+
+==================================================  ======================================================
+what does not work, or is not said                  :mod:`~fairseq_lnplugin.compat`
+the clipping of gradients, for                      :mod:`~fairseq_lnplugin.grad_norm`
+``--grad-norm-interval``, a flag of the models
+fairseq-generate's search                           :mod:`~fairseq_lnplugin.beam_search`
+==================================================  ======================================================
 """
 
 from fairseq_lnplugin import compat  # first: it makes fairseq work on today's torch

@@ -1,13 +1,14 @@
 """The fast forward of fairseq's MultiheadAttention: one product for all projections of one input, in the compute dtype.
 
-Functions over fairseq's own module, whose parameters and masks stay as they are. Its incremental state has a form of ours
-(:func:`append_to_history`); a state in fairseq's form that a caller gives is taken, and not kept. TorchScript, which compiles no
-Python-side dispatch, and a module with hooks run that module's own forward.
+Functions over fairseq's own module, whose parameters and masks stay as they are. In fairseq's incremental state our history has
+a form of its own (:func:`append_to_history`); one in fairseq's form, given by a caller, is read once and converted. TorchScript,
+which compiles no Python-side dispatch, and a module with hooks or another forward run that module's own.
 """
 
 import math
 
 import torch
+from fairseq.modules import MultiheadAttention
 
 from fairseq_lnplugin import fused
 
@@ -26,8 +27,9 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
     """
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape, device=attn_mask.device).masked_fill_(attn_mask, float("-inf"))
-    if fused.has_hooks(attention):
-        x, memory = (None if states is None else states.to(attention.out_proj.weight.dtype) for states in (x, memory))
+    if not fused.is_plain(attention, MultiheadAttention):
+        own = next(attention.parameters(), x)
+        x, memory = (None if states is None else states.to(own.dtype) for states in (x, memory))
         y, weights = attention(
             query=x,
             key=x if memory is None else memory,
@@ -39,7 +41,7 @@ def attend(attention, dtype, x, memory=None, key_padding_mask=None, attn_mask=No
             need_head_weights=need_weights,
             attn_mask=attn_mask,
         )
-        return y.to(fused.compute_dtype_of(attention.out_proj.weight, dtype)), weights
+        return y.to(fused.compute_dtype_of(own, dtype)), weights
     if attention.encoder_decoder_attention:
         q = by_heads(attention, fused.linear(x, dtype, attention.q_proj))
         if incremental_state is None:
@@ -68,16 +70,17 @@ def memory_keys(attention, dtype, memory):
 
 
 def kept_memory_keys(attention, dtype, memory, key_padding_mask, incremental_state, batch):
-    """The same, made at the first word and kept once for all beams of a sentence, and whose they are, as in a history.
+    """Keys, values and ``origin`` of an encoder output: made at the first word, and kept in ``incremental_state``.
 
-    fairseq's search drops the rows of finished sentences from ``origin`` ``(batch, src_len)``, and reorders it then only: the
-    beams of a sentence have the same. Keys and values ``(src_len, sentences, heads, head_dim)`` stay where they are. Beams are
-    equal rows of ``memory`` side by side.
+    All beams of a sentence, which are equal rows of ``memory`` side by side, share one copy. Keys and values ``(src_len,
+    sentences, heads, head_dim)`` stay where they are; ``origin`` ``(batch, src_len)`` says whose they are, as in a history. Of it
+    fairseq's search drops the rows of finished sentences, and reorders it then only: the beams of a sentence have the same.
     """
     saved, history = attention._get_input_buffer(incremental_state), attention.get_incremental_state(incremental_state, "history")
     if "origin" not in saved:
         if "prev_key" in saved:  # keys and values that the caller gave, in fairseq's form
-            keys, values = from_cache(saved["prev_key"]), from_cache(saved["prev_value"])
+            dtype = fused.compute_dtype_of(attention.k_proj.weight, dtype)
+            keys, values = (from_cache(saved[name]).to(dtype) for name in ("prev_key", "prev_value"))
             key_padding_mask = saved.get("prev_key_padding_mask")
         else:
             keys, values = memory_keys(attention, dtype, memory[:, :: equal_neighbours(memory, key_padding_mask)])
@@ -119,7 +122,7 @@ def append_to_history(attention, k, v, key_padding_mask, incremental_state):
     saved = attention._get_input_buffer(incremental_state)
     origin, history = saved.get("origin"), attention.get_incremental_state(incremental_state, "history")
     if "prev_key" in saved:  # a history that the caller gave, in fairseq's form
-        k, v = (torch.cat([from_cache(saved[f"prev_{name}"]), new]) for name, new in (("key", k), ("value", v)))
+        k, v = (torch.cat([from_cache(saved[f"prev_{name}"]).to(new), new]) for name, new in (("key", k), ("value", v)))
         key_padding_mask = attention._append_prev_key_padding_mask(
             key_padding_mask, saved.get("prev_key_padding_mask"), k.size(1), k.size(0), static_kv=False
         )

@@ -10,7 +10,7 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.transformer_ln_study import LNStudyModel
+from fairseq_lnplugin.transformer_ln_study import Decoder, TransformerLNStudyModel
 
 
 class Shortlist(EnsembleModel):
@@ -96,8 +96,12 @@ class ShortlistGenerator(SequenceGenerator):
 
 
 def takes_shortlist(model):
-    """Whether it is an encoder-decoder model of ours whose decoder gives logits."""
-    return isinstance(model, LNStudyModel) and hasattr(model, "decoder") and model.decoder.adaptive_softmax is None
+    """Whether it is our encoder-decoder model, whose decoder gives logits and reads the source once; a subclass may do more."""
+    return (
+        type(getattr(model, "decoder", None)) is Decoder
+        and model.decoder.adaptive_softmax is None
+        and type(model).get_normalized_probs is TransformerLNStudyModel.get_normalized_probs
+    )
 
 
 def install():

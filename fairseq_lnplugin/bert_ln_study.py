@@ -57,7 +57,7 @@ class LMHead(RobertaLMHead):
             features = features[masked_tokens]
         x = self.activation_fn(fused.linear(features, self.compute_dtype, self.dense))
         x = self.layer_norm(x.to(features.dtype))
-        return fused.linear(x, self.compute_dtype, self).to(features.dtype)  # its own weight and bias
+        return fused.product(x, self.compute_dtype, [self.weight], [self.bias]).to(features.dtype)
 
 
 class BertEncoder(RobertaEncoder):

@@ -31,7 +31,7 @@ class FairseqMissingError(ImportError):
 
 
 def apply():
-    """Make fairseq importable and its checkpoints loadable; called once, before any other module of the package.
+    """Apply every workaround of this file; called once, before any other module of the package.
 
     Raises:
         FairseqMissingError: fairseq is not installed, or is one that cannot be imported on this Python.

@@ -6,6 +6,7 @@ are also the kernels' oracle in the tests.
 """
 
 import contextlib
+import contextvars
 import zlib
 from pathlib import Path
 
@@ -35,24 +36,26 @@ kernels, why_no_kernels = built_kernels()
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-#: Casts by type and parameters while no parameter changes; None where one may.
-kept_casts = None
+#: Casts by type and parameters while no parameter changes, in this thread; None where one may.
+kept_casts = contextvars.ContextVar("kept_casts", default=None)
 
 
 @contextlib.contextmanager
 def weights_at_rest():
     """Inside, no parameter changes, so that a cast is made once: a search asks for it at every word."""
-    global kept_casts
-    outside, kept_casts = kept_casts, {} if kept_casts is None else kept_casts
+    kept = kept_casts.get()
+    outside = kept_casts.set({} if kept is None else kept)
     try:
         yield
     finally:
-        kept_casts = outside
+        kept_casts.reset(outside)
 
 
 def cast(dtype, *weights):
-    """The given parameters, stacked along dimension 0, in ``dtype``."""
-    kept = None if torch.is_grad_enabled() or torch.jit.is_tracing() else kept_casts
+    """The given weights, stacked along dimension 0, in ``dtype``."""
+    kept = None if torch.is_grad_enabled() or torch.jit.is_tracing() else kept_casts.get()
+    if kept is not None and not all(isinstance(weight, nn.Parameter) for weight in weights):
+        kept = None  # what is worked out at each call (quantization, parametrizations) is another tensor each time
     key = (dtype, *map(id, weights))
     if kept is not None and key in kept:
         return kept[key]
@@ -67,17 +70,32 @@ def has_hooks(module):
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
+def is_plain(module, base):
+    """Whether calling a module is what the class ``base`` does, so that the fast path may take its place.
+
+    It is not where someone listens to the module, or has put another in its place (low-rank adaptation, quantization).
+    """
+    return type(module).forward is base.forward and "forward" not in vars(module) and not has_hooks(module)
+
+
 def linear(x: Tensor, dtype: torch.dtype, *modules) -> Tensor:
     """``x W^T + b`` in ``dtype`` for one or several ``nn.Linear``, whose outputs are concatenated along the last dimension.
 
     ``x``: ``(..., in_features)``; result ``(..., sum of out_features)`` in ``dtype`` (parameters keep theirs under fairseq's
-    fp16 and bf16 flags, where it is the type of everything). Modules with hooks are called, in their parameters' type.
+    fp16 and bf16 flags, where it is the type of everything). Modules that are not plain are called, in their parameters' type.
     """
-    dtype = compute_dtype_of(modules[0].weight, dtype)
-    if any(isinstance(module, nn.Linear) and has_hooks(module) for module in modules):
-        return torch.cat([module(x.to(module.weight.dtype)).to(dtype) for module in modules], dim=-1)
-    weight = cast(dtype, *(module.weight for module in modules))
-    bias = None if modules[0].bias is None else cast(dtype, *(module.bias for module in modules))
+    if all(is_plain(module, nn.Linear) for module in modules):
+        return product(x, dtype, [module.weight for module in modules], [module.bias for module in modules])
+    own = [next(module.parameters(), x) for module in modules]
+    outputs = [module(x.to(of.dtype)).to(compute_dtype_of(of, dtype)) for module, of in zip(modules, own, strict=True)]
+    return torch.cat(outputs, dim=-1)
+
+
+def product(x: Tensor, dtype: torch.dtype, weights, biases) -> Tensor:
+    """As :func:`linear`, of weights ``(out_features, in_features)`` and as many biases ``(out_features)``, or None."""
+    dtype = compute_dtype_of(weights[0], dtype)
+    weight = cast(dtype, *weights)
+    bias = None if biases[0] is None else cast(dtype, *biases)
     # rows of one product: torch would make a product for each sentence of a transposed x, with a copy of the weight for each
     rows = x.reshape(-1, x.size(-1)).to(dtype)
     return F.linear(rows, weight, bias).view(x.shape[:-1] + (weight.size(0),))

@@ -156,10 +156,11 @@ class FairseqFusedAdam(FairseqAdam):
         """Continue from a checkpoint of this optimizer or of fairseq's adam.
 
         Raises:
-            SystemExit: the state is RAdam's, or has scaled moments in fp16.
+            SystemExit: the state is that of another optimizer, or has scaled moments in fp16.
 
         """
-        if any("skip_degenerate" in group for group in state_dict["param_groups"]):
+        # fairseq's own sgd and others have no betas, RAdam has one more setting than Adam
+        if any("betas" not in group or "skip_degenerate" in group for group in state_dict["param_groups"]):
             refuse_state_of_another("fused_adam")
         if any("exp_avg_scale" in state for state in state_dict["state"].values()):
             raise SystemExit(

@@ -5,6 +5,8 @@ V - 1): ``loss = -(1 - e - s) log p(y) - s sum_v log p(v)``. Value and gradient 
 in the forward pass, at rows with a target only (no pads).
 """
 
+import inspect
+
 import torch
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
@@ -27,12 +29,19 @@ def has_plain_output(decoder):
     )
 
 
+def gives_features(model):
+    """Whether a model's forward takes ``features_only``: fairseq's Transformer and language models; not those with alignment."""
+    while hasattr(model, "module"):  # of wrappers for several workers
+        model = model.module
+    return not hasattr(model, "encoder") or "features_only" in inspect.signature(type(model).forward).parameters
+
+
 @register_criterion("fused_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
 class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
-    """Drop-in for ``label_smoothed_cross_entropy`` with models of this plug-in; logging is inherited.
+    """Drop-in for ``label_smoothed_cross_entropy`` with this plug-in's and fairseq's Transformers; logging is inherited.
 
     Raises:
-        SystemExit: the model has an adaptive softmax, no output projection, or accuracy is asked for.
+        SystemExit: accuracy is asked for, or, in ``forward``, the decoder's logits are more than one product.
 
     """
 
@@ -47,11 +56,11 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample, reduce=True):
         """Loss (sum over target tokens, nats), sample size, logging outputs; ``reduce=False``: a value a token."""
         decoder = getattr(model, "decoder", None)
-        if not has_plain_output(decoder):
+        if not (has_plain_output(decoder) and gives_features(model)):
             raise SystemExit(
                 "fused_label_smoothed_cross_entropy needs a decoder with a plain output projection, and this model has "
-                "an adaptive softmax, another output layer or none; use the --criterion of the model's task, such as "
-                "label_smoothed_cross_entropy, adaptive_loss or masked_lm"
+                "an adaptive softmax, another output layer or none, or gives no features; use the --criterion of its task, "
+                "such as label_smoothed_cross_entropy, adaptive_loss or masked_lm"
             )
         projection = decoder.output_projection
         features, extra = model(**sample["net_input"], features_only=True)

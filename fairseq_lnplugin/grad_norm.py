@@ -28,6 +28,8 @@ import torch
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
+from fairseq_lnplugin.whole_file import write_text
+
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "grad_norm.tsv"
@@ -36,15 +38,8 @@ HEADER = "update\tstack\tlayer\tmatrix\tnorm\n"
 #: The matrices whose norms the paper shows: W1 and W2 of the FFN. Only these go to fairseq's metrics.
 PAPER_MATRICES = ("fc1.weight", "fc2.weight")
 
-#: Parts of a parameter's name that only say how the model is wrapped: by DDP, FSDP, checkpointing, compiling, RoBERTa.
-WRAPPERS = {
-    "module",
-    "_fsdp_wrapped_module",
-    "_fpw_module",
-    "_checkpoint_wrapped_module",
-    "_orig_mod",
-    "sentence_encoder",
-}
+#: A level that RoBERTa's encoder has in the names of its parameters and a Transformer's has not.
+ROBERTAS_ENCODER = "sentence_encoder"
 
 
 def install():
@@ -152,12 +147,12 @@ def place(name):
     The stack is all before ``layers``, or the first part of the name (``other`` where there is none); the layer counts
     from 1 and is empty outside ``layers``; the matrix is the rest of the name.
 
-    >>> place("module.encoder.layers.0.fc1.weight")
+    >>> place("encoder.layers.0.fc1.weight")
     ('encoder', 1, 'fc1.weight')
     >>> place("decoder.embed_tokens.weight")
     ('decoder', '', 'embed_tokens.weight')
     """
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    parts = [part for part in name.split(".") if part != ROBERTAS_ENCODER]
     for i in range(len(parts) - 2):
         if parts[i] == "layers" and parts[i + 1].isdigit():
             return ".".join(parts[:i]) or "other", int(parts[i + 1]) + 1, ".".join(parts[i + 2 :])
@@ -212,9 +207,7 @@ def keep_rows_until(path, num_updates):
         kept = [row for row in rows if update_of(row, path) <= num_updates]
         if len(kept) < len(rows):
             logger.info("%s: dropped the %d rows after update %d", path, len(rows) - len(kept), num_updates)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.writelines([HEADER, *kept])
-        os.replace(path + ".tmp", path)
+        write_text(path, "".join([HEADER, *kept]))
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -45,8 +45,8 @@ class Dropout(FairseqDropout):
 class Sublayers:
     """What encoder and decoder layer share: their norms, the FFN branch and the dropout rate of a branch."""
 
-    def place_norms(self, cfg, stack, layer, *sublayers):
-        """Replace the sub-layers' LNs by ones that sit where ``--ln-position`` says, and start the weights anew.
+    def set_up(self, cfg, stack, layer, *sublayers):
+        """Replace the sub-layers' LNs by ones that sit where ``cfg.ln_position`` says, and start the weights anew.
 
         Activation and its dropout become faster ones of the same mathematics.
         """
@@ -82,7 +82,7 @@ class EncoderLayer(Sublayers, TransformerEncoderLayerBase):
 
     def __init__(self, cfg, layer):
         super().__init__(cfg)
-        self.place_norms(cfg, "encoder", layer, "self_attn", "ffn")
+        self.set_up(cfg, "encoder", layer, "self_attn", "ffn")
 
     def forward(self, x, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None):
         """One layer.
@@ -118,7 +118,7 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
     def __init__(self, cfg, layer, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
         cross = () if no_encoder_attn else ("encoder_attn",)
-        self.place_norms(cfg, "decoder", layer, "self_attn", *cross, "ffn")
+        self.set_up(cfg, "decoder", layer, "self_attn", *cross, "ffn")
 
     def forward(
         self,
@@ -150,6 +150,10 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
 
         attn: Tensor | None = None
         if self.encoder_attn is not None and encoder_out is not None:
+            need_weights = need_attn or need_head_weights
+            if not torch.jit.is_scripting():
+                # fairseq's layer gives them always outside training; who listens to it is to have them
+                need_weights = need_weights or (self.need_attn and not self.training and fused.has_hooks(self))
             if prev_attn_state is not None:
                 assert incremental_state is not None, "keys and values of the source need an incremental state"
                 self.encoder_attn._set_input_buffer(incremental_state, self.as_buffer(prev_attn_state))
@@ -158,7 +162,7 @@ class DecoderLayer(Sublayers, TransformerDecoderLayerBase):
                 encoder_out,
                 encoder_padding_mask,
                 incremental_state,
-                need_attn or need_head_weights,
+                need_weights,
             )
             if attn is not None and not need_head_weights:
                 attn = attn.mean(dim=0)

@@ -36,8 +36,7 @@ class SublayerNorm(nn.LayerNorm):
 
     Shapes: every tensor is ``(len, batch, embed_dim)``. A subclass gives ``enter`` (what the branch reads) and
     ``leave`` (the stream after the branch) and says with ``final_norm`` which module of ``embed_dim``, if any, each
-    stack ends in. ``compute_dtype`` is the type of what the branch reads: its products run in it, the stream stays in
-    float32.
+    stack ends in. ``compute_dtype`` is the type of the branch's products; the stream stays in float32.
     """
 
     final_norm: type[nn.Module] | None = None
@@ -64,7 +63,7 @@ class SublayerNorm(nn.LayerNorm):
         if torch.jit.is_scripting():
             return fused.layer_norm(x, self.weight, self.bias, self.eps, dtype)
         else:
-            if fused.has_hooks(self):
+            if not fused.is_plain(self, nn.LayerNorm):
                 return self(x).to(fused.compute_dtype_of(self.weight, dtype))
             return fused.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
@@ -79,7 +78,7 @@ class PostLN(SublayerNorm):
     equation = "x = LN(x + f(x))"
 
     def enter(self, x: Tensor) -> Tensor:
-        """X itself: the stream is normalized already."""
+        """The stream ``x`` as it is: it is normalized already."""
         return x
 
     def leave(self, x: Tensor, y: Tensor, layer_input: Tensor, dropout: float) -> Tensor:

@@ -51,7 +51,8 @@ def no_warmup_lr(update, epoch, settings, last_held=None):
     3. step          lr_max * decay_factor, once (the paper's IWSLT14 runs: 0.1 from epoch 8 on)
     4. inverse_sqrt  lr_max * sqrt(t0 / t); t0 = 1: the paper's T_warmup = 1 (section 3); t0 the last update
        of epoch 5: its WMT14 runs (section 4)
-    5. linear        lr_max * (total - t) / (total - t0), 0 from update ``total_updates`` on (its RAdam runs)
+    5. linear        lr_max * (total - t) / (total - t0), 0 from update ``total_updates`` on (its RAdam runs);
+       a hold that is longer than that comes first
 
     Args:
         update: t, from 1.
@@ -293,10 +294,18 @@ class NoWarmupSchedule(ExactSchedule):
             self.last_held = max(self.updates_done(), 1)  # an epoch can be without an update (fp16 overflows)
 
     def step_update(self, num_updates):
-        """As the base class; warns once when an update after ``--total-updates`` was made with rate 0."""
+        """As the base class; warns once when ``--total-updates`` is reached in the hold, or passed at rate 0."""
         used = super().step_update(num_updates)
-        total = self.settings.total_updates
-        if total is not None and num_updates > total and used == 0 and not self.warned:
+        total, held = self.settings.total_updates, self.epoch <= self.settings.hold_epochs
+        if total is None or self.warned:
+            return used
+        if num_updates >= total and held:
+            self.warned = True
+            logger.warning(
+                f"--hold-epochs {self.settings.hold_epochs} still holds the learning rate at update {num_updates}, though "
+                f"--decay linear was to be at 0 at update {total}: give fewer --hold-epochs, or a larger --total-updates"
+            )
+        elif num_updates > total and used == 0:
             self.warned = True
             logger.warning(
                 f"the learning rate is 0 since update {total}, where --decay linear ends, and training goes on "
@@ -320,7 +329,7 @@ class WarmupInverseSqrtConfig(FairseqDataclass):
 
     warmup_updates: int = dataclasses.field(
         default=4000,
-        metadata={"help": "T: update t uses t/T * lr up to T, then lr * sqrt(T/t); 1 is no warm-up"},
+        metadata={"help": "T: update t uses t/T * lr up to T, then lr * sqrt(T/t); 1, or 0, is no warm-up"},
     )
     lr: List[float] = II("optimization.lr")
 
@@ -329,8 +338,10 @@ class WarmupInverseSqrtConfig(FairseqDataclass):
 class WarmupInverseSqrtSchedule(ExactSchedule):
     """``--lr-scheduler warmup_inverse_sqrt``: :func:`warmup_inverse_sqrt_lr`.
 
+    ``--warmup-updates 0`` is what 1 is: no warm-up.
+
     Raises:
-        SystemExit: ``--warmup-updates`` below 1.
+        SystemExit: ``--warmup-updates`` below 0.
 
     """
 
@@ -338,12 +349,13 @@ class WarmupInverseSqrtSchedule(ExactSchedule):
 
     def __init__(self, cfg, optimizer):
         super().__init__(cfg, optimizer)
-        if cfg.warmup_updates < 1:
+        if cfg.warmup_updates < 0:
             raise SystemExit(
-                f"--warmup-updates must be at least 1, but is {cfg.warmup_updates}; without warm-up use 1 "
-                "(lr at the first update, then lr / sqrt(t)) or --lr-scheduler no_warmup"
+                f"--warmup-updates must be 0 or more, but is {cfg.warmup_updates}; without warm-up use 1 or 0 "
+                "(lr at the first update, then lr / sqrt(t)), or --lr-scheduler no_warmup"
             )
+        self.warmup_updates = max(cfg.warmup_updates, 1)
 
     def scheduled_lr(self, update):
         """The rate of an update, counted from 1 at the schedule's start."""
-        return warmup_inverse_sqrt_lr(update, self.lr_max, self.cfg.warmup_updates)
+        return warmup_inverse_sqrt_lr(update, self.lr_max, self.warmup_updates)

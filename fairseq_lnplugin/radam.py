@@ -14,6 +14,7 @@ from typing import Any, List
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
+from fairseq.optim.adam import FairseqAdam
 from omegaconf import II
 from torch.optim.radam import radam
 
@@ -117,6 +118,8 @@ class FairseqRAdam(FairseqOptimizer):
             **settings_of(self.cfg, "radam", above=Fraction(2, 3)),
             "skip_degenerate": str(self.cfg.radam_degenerate) == "skip",
         }
+
+    average_params = FairseqAdam.average_params  # the moments have the same names; for --use-bmuf
 
     def load_state_dict(self, state_dict, optimizer_overrides=None):
         """Continue from a checkpoint.

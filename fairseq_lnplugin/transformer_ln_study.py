@@ -188,6 +188,9 @@ class LNStudyModel:
         for prefix, stack in self.stacks().items():
             self.refuse_other_position(prefix, stack, state_dict)
             self.refuse_other_dictionary(prefix, stack, state_dict)
+            if f"{prefix}.layer_norm.weight" in state_dict:
+                # fairseq's exponential moving average leaves versions out, and without one its stacks drop their final norm
+                state_dict.setdefault(f"{prefix}.version", stack.version.clone())
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)
         except RuntimeError as error:  # torch lists every difference, one a line, below a title
@@ -211,7 +214,7 @@ class LNStudyModel:
         """Compare a stack's dictionary with that of a checkpoint: its size, and its types where the checkpoint tells of them."""
         table = state_dict.get(f"{prefix}.embed_tokens.weight")
         trained = getattr(state_dict, "_metadata", {}).get(prefix, {}).get("types")
-        if table is not None and len(table) != len(stack.dictionary):
+        if table is not None and len(table) != stack.embed_tokens.num_embeddings:
             difference = f"knows {len(table)} types and the data folder's dictionary has {len(stack.dictionary)}"
         elif trained is not None and trained != fingerprint(stack.dictionary):
             difference = "knows other types, or the same in another order, than the data folder's dictionary has"
@@ -280,7 +283,8 @@ class TransformerLNStudyModel(LNStudyModel, TransformerModel):
                 "run fairseq-preprocess with --joined-dictionary, or leave the flag out and take another named size"
             )
         model = super().build_model(args, task)
-        model.decoder.keeps_attention = bool(getattr(getattr(task, "cfg", None), "load_alignments", False))
+        settings = getattr(task, "cfg", None) or getattr(task, "args", None)  # of older tasks
+        model.decoder.keeps_attention = bool(getattr(settings, "load_alignments", False))
         model.log_what_was_built(args)
         return model
 
@@ -316,7 +320,7 @@ def add_ln_study_args(parser, weight_init="xavier_uniform"):
         "--grad-norm-interval",
         type=int,
         metavar="N",
-        help="write each matrix's gradient norm to SAVE_DIR/grad_norm.tsv at update 1 and every N (default: 0: never)",
+        help="write each parameter's gradient norm to SAVE_DIR/grad_norm.tsv at update 1 and every N (default: 0: never)",
     )
 
 
@@ -352,7 +356,8 @@ def fill_ln_study_args(args, stacks=STACKS, weight_init="xavier_uniform"):
     for flag in UNSUPPORTED:
         if getattr(args, flag, None):
             raise SystemExit(f"{as_flag(flag)} does nothing in this model; use fairseq's own transformer for it, or leave it out")
-    for flag in ("fp16", "bf16", "amp"):
+    # of a command line; a checkpoint's settings, which have a _name, hold all flags of its training, whatever is done with it
+    for flag in () if hasattr(args, "_name") else ("fp16", "bf16", "amp"):
         if args.compute_dtype != "float32" and getattr(args, flag, False):
             raise SystemExit(
                 f"--{flag} sets the type of every product, so --compute-dtype {args.compute_dtype} would do nothing; "

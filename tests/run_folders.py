@@ -11,7 +11,7 @@ SETTINGS = {
     **{"study": "iwslt14", "run": POST, "figure": "2,4", "data": "iwslt14-de-en", "pairs": "40653", "preset": "cpu"},
     **{"arch": "transformer_ln_study_small", "ln_position": "post", "weight_init": "xavier_uniform"},
     **{"compute_dtype": "bfloat16", "optimizer": "adam", "lr": "5e-4", "schedule": "warmup_inverse_sqrt"},
-    **{"warmup_updates": "1000", "hold_epochs": "", "hold_updates": "", "decay": "", "decay_factor": ""},
+    **{"warmup_updates": "1000", "hold_epochs": "", "decay": "", "decay_factor": ""},
     **{"dropout": "0.1", "label_smoothing": "0.1", "max_tokens": "4096", "update_freq": "1", "max_epoch": "3"},
     **{"max_update": "", "seed": "1", "paper_bleu": "about 34", "note": "the baseline"},
 }

@@ -179,6 +179,17 @@ def test_what_asks_for_the_whole_vocabulary_is_searched_by_fairseq(case, sample)
     assert ShortlistGenerator(models, DICTIONARY, beam_size=4, max_len_b=7, **flags).shortlisted is None
 
 
+@pytest.mark.parametrize("part", ["decoder", "model"])
+def test_a_subclass_that_may_score_otherwise_is_searched_by_fairseq(part):
+    """A decoder of another class, or a model with probabilities of its own."""
+    model = build()
+    if part == "decoder":
+        model.decoder.__class__ = type("Other", (type(model.decoder),), {})
+    else:
+        model.__class__ = type("Other", (type(model),), {"get_normalized_probs": lambda self, *args, **kwargs: None})
+    assert ShortlistGenerator([model], DICTIONARY, beam_size=4).shortlisted is None
+
+
 def test_a_vocabulary_smaller_than_the_list_is_searched_by_fairseq():
     """Nothing would be left out."""
     small = Dictionary()

@@ -109,6 +109,14 @@ def test_a_row_of_the_plan_that_is_not_trained_leaves_the_claim_open_and_is_name
     assert (claim.verdict, claim.lacking) == (UNKNOWN, [HIGH])
 
 
+def test_a_chosen_seed_that_has_not_begun_leaves_the_claim_open_and_is_named(tmp_path):
+    """Seed 2 of one of both runs."""
+    write_positions(tmp_path)
+    pretrainings, finetunings = read(tmp_path)
+    claim = claims(pretrainings, levels(finetunings), [], [f"{PRE} seed 2", "another seed 2"])[EARLIER]
+    assert (claim.verdict, claim.lacking) == (UNKNOWN, [f"{PRE} seed 2"])
+
+
 @pytest.mark.parametrize(("seeds", "noted"), [("1", True), ("12", False)])
 def test_one_pre_training_seed_is_said_to_have_no_spread(tmp_path, seeds, noted):
     """Two have one."""

@@ -269,6 +269,19 @@ def test_a_flag_of_fairseqs_transformer_trains_and_decodes(flags, data_bin, tmp_
     assert sorted(generate(data_bin, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 2)) == list(range(40))
 
 
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_a_moving_average_of_the_weights_is_kept_and_gone_on_with(position, data_bin, tmp_path):
+    """--store-ema leaves versions out, by which fairseq's stacks would drop their final norms at the next update."""
+    flags = ["--ln-position", position, "--store-ema", "--ema-decay", 0.5]
+    train(data_bin, tmp_path, *flags, "--max-update", 3)
+    train(data_bin, tmp_path, *flags, "--max-update", 5)
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    average, names = state["extra_state"]["ema"], {name for name in state["model"] if "version" not in name}
+    assert state["optimizer_history"][-1]["num_updates"] == 5
+    assert {name for name in average if "version" not in name} == names
+    assert any(not torch.equal(average[name], state["model"][name]) for name in names)
+
+
 def test_adaptive_softmax_trains_and_decodes_with_its_own_criterion(data_bin, tmp_path):
     """As in stock fairseq, which has no other criterion for it."""
     flags = ["--adaptive-softmax-cutoff", "10,20", "--ddp-backend", "legacy_ddp", "--max-update", 2]

@@ -129,6 +129,13 @@ def test_a_lead_is_of_checkpoints_of_equal_updates(tmp_path):
     assert leads("MRPC", levels(read(tmp_path)[1])) == []
 
 
+def test_pre_training_seeds_on_different_texts_have_no_mean(tmp_path):
+    """Seed 2 had twice the words."""
+    for seed, words in (("1", "1000"), ("2", "2000")):
+        write_accuracies(write_run(tmp_path, straight(10, 3), seed=seed, words=words), "MRPC", 700, [70 + int(seed)])
+    assert [level.accuracy.value for level in levels(read(tmp_path)[1])] == [71, 72]
+
+
 def test_a_lead_of_models_that_learned_both_says_something(tmp_path):
     """3 bits, and above the 72.7 that the majority class may have by chance."""
     assert lead_of(tmp_path, [75, 76], [77, 78]).faults == []

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -401,7 +402,7 @@ def test_a_weight_changed_between_two_batches_of_an_evaluation_is_cast_again(cha
 @torch.no_grad()
 def test_a_search_casts_each_weight_once_and_forgets_it():
     """Inside weights_at_rest, for the same weights in the same order and type."""
-    query, key = torch.randn(4, 4), torch.randn(4, 4)
+    query, key = (torch.nn.Parameter(torch.randn(4, 4)) for _ in range(2))
     with fused.weights_at_rest():
         both = fused.cast(torch.bfloat16, query, key)
         assert fused.cast(torch.bfloat16, query, key) is both
@@ -409,6 +410,60 @@ def test_a_search_casts_each_weight_once_and_forgets_it():
         with torch.enable_grad():
             assert fused.cast(torch.bfloat16, query, key) is not both
     assert fused.cast(torch.bfloat16, query, key) is not both
+
+
+@torch.no_grad()
+def test_a_weight_that_is_worked_out_at_each_call_is_cast_each_time():
+    """Quantized and parametrized ones: a new tensor may have the number of one that is gone."""
+    weight = torch.randn(4, 4)
+    with fused.weights_at_rest():
+        assert fused.cast(torch.bfloat16, weight) is not fused.cast(torch.bfloat16, weight)
+
+
+@torch.no_grad()
+def test_searches_in_two_threads_keep_casts_of_their_own():
+    """One that ends does not leave its casts to what follows in the other."""
+    weight, seen = torch.nn.Parameter(torch.randn(4, 4)), []
+    with fused.weights_at_rest():
+        fused.cast(torch.bfloat16, weight)
+        thread = threading.Thread(target=lambda: seen.append(fused.kept_casts.get()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+class LowRank(torch.nn.Module):
+    """A linear map with a trained addition beside its frozen weight."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.more = base, torch.nn.Parameter(torch.full_like(base.weight, 0.1))
+
+    def forward(self, x):
+        """The sum of both."""
+        return self.base(x) + x @ self.more.t()
+
+
+def test_a_module_that_takes_the_place_of_a_linear_one_is_called():
+    """Low-rank adaptation of one of two projections: its part is in the output and gets a gradient."""
+    one, other = LowRank(torch.nn.Linear(4, 4)), torch.nn.Linear(4, 4)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    out = fused.linear(x, torch.float32, one, other)
+    torch.testing.assert_close(out, torch.cat([one(x), other(x)], dim=1))
+    out.sum().backward()
+    assert one.more.grad is not None
+
+
+@pytest.mark.parametrize("where", ["a subclass", "the instance"])
+def test_another_forward_of_a_linear_module_is_called(where):
+    """As those of quantization in integers, or one that is patched."""
+    module = torch.nn.Linear(4, 4)
+    if where == "a subclass":
+        module.__class__ = type("Doubled", (torch.nn.Linear,), {"forward": lambda self, x: 2 * x})
+    else:
+        module.forward = lambda x: 2 * x
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(fused.linear(x, torch.float32, module), 2 * x)
 
 
 def test_a_loss_without_gradients_makes_none(monkeypatch):

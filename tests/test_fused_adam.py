@@ -156,6 +156,13 @@ def test_the_state_of_radam_is_refused_in_a_sentence():
         build(FairseqFusedAdam, weights).load_state_dict(RAdam(weights).state_dict())
 
 
+def test_the_state_of_an_optimizer_without_moments_is_refused_in_a_sentence():
+    """SGD's, under --memory-efficient-fp16."""
+    weights = weights_of()
+    with pytest.raises(SystemExit, match="another optimizer than --optimizer fused_adam; add --reset-optimizer"):
+        build(FairseqFusedAdam, weights).load_state_dict(torch.optim.SGD(weights, lr=0.1).state_dict())
+
+
 # Real training
 
 

@@ -5,6 +5,7 @@ That loss, logging and gradients are fairseq's is in test_interchange.py, the ar
 
 import pytest
 import torch
+from fairseq.distributed import ModuleProxyWrapper
 from test_fairseq_commands import built
 from test_interchange import batch
 from torch import distributed
@@ -22,23 +23,6 @@ def gradients(model, wrapped, sample):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-class Proxy(torch.nn.Module):
-    """As fairseq's ModuleProxyWrapper: what the wrapper lacks is looked up in the model."""
-
-    def __init__(self, wrapper):
-        super().__init__()
-        self.wrapper = wrapper
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.wrapper.module, name)
-
-    def forward(self, *args, **kwargs):
-        return self.wrapper(*args, **kwargs)
-
-
 @pytest.fixture
 def one_worker(tmp_path):
     """A group of one process over gloo."""
@@ -54,7 +38,7 @@ def test_torchs_distributed_training_gives_the_same_gradients(tied, find_unused,
     model, _ = built(ln_position="pre", dropout=0.0, share_decoder_input_output_embed=tied)
     expected = gradients(model, model, batch(padded=True))
     model.zero_grad()
-    wrapped = Proxy(DistributedDataParallel(model, find_unused_parameters=find_unused))
+    wrapped = ModuleProxyWrapper(DistributedDataParallel(model, find_unused_parameters=find_unused))
     for name, gradient in gradients(model, wrapped, batch(padded=True)).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=name)
 
@@ -79,9 +63,18 @@ def test_a_decoder_whose_logits_are_more_than_a_product_is_refused(case):
         FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch(padded=True))
 
 
+def test_a_model_that_gives_no_features_is_refused_in_a_sentence():
+    """As fairseq's transformer_align, whose forward knows no such thing."""
+    model, _ = built()
+    model.__class__ = type("Align", (type(model),), {"forward": lambda self, src_tokens, src_lengths, prev_output_tokens: None})
+    task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
+    with pytest.raises(SystemExit, match="or gives no features; use the --criterion of its task"):
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch(padded=True))
+
+
 def test_a_model_without_a_decoder_is_refused_in_a_sentence():
     """The masked-LM encoder has a head of its own and a criterion of its own."""
     model, _ = built()
     task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
-    with pytest.raises(SystemExit, match="needs a decoder with a plain output projection, and this model has .* none; use"):
+    with pytest.raises(SystemExit, match="needs a decoder with a plain output projection, and this model has .* or none"):
         FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model.encoder, batch(padded=True))

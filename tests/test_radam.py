@@ -41,6 +41,19 @@ def weight_of(dtype=torch.float64):
     return torch.nn.Parameter(torch.linspace(-1, 1, 50, dtype=torch.float64).to(dtype))
 
 
+def test_moments_are_averaged_over_workers_as_fairseqs_adam_does(monkeypatch):
+    """--use-bmuf: two workers with equal moments have them after it, too."""
+    weight = weight_of()
+    optimizer = FairseqRAdam(config(), [weight])
+    drive(optimizer, weight, gradients(7))
+    moments = {name: value.clone() for name, value in optimizer.optimizer.state[weight].items()}
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.mul_(3))  # as if the other had twice as much
+    optimizer.average_params()
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(optimizer.optimizer.state[weight][name], 1.5 * moments[name])
+
+
 def algorithm_2(weight, grads, lr, beta1, beta2, eps, decay, degenerate):
     """The paper's algorithm 2 written down again, with decoupled weight decay; the weight after each update."""
     theta, m, v = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)

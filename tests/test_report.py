@@ -566,7 +566,7 @@ def test_seeds_left_out_of_a_mean_are_named(tmp_path):
         (PRE_SETTINGS, "held 2 epochs, then x 0.1 once"),
         ({"schedule": "no_warmup", "warmup_updates": "", "decay": "none"}, "held, no warm-up"),
         ({"schedule": "no_warmup", "warmup_updates": "", "decay": "linear"}, "linear to 0"),
-        ({"schedule": "no_warmup", "hold_updates": "300", "decay": "inverse_sqrt"}, "held 300 updates, then 1/sqrt(t)"),
+        ({"schedule": "no_warmup", "hold_epochs": "5", "decay": "inverse_sqrt"}, "held 5 epochs, then 1/sqrt(t)"),
         ({"schedule": "polynomial_decay", "warmup_updates": "100"}, "polynomial_decay, warm-up 100"),
     ],
 )
@@ -926,7 +926,7 @@ def test_figure_6_shows_the_runs_that_its_claim_is_about(study):
     low = {"figure": "6", "lr": "1e-4", "schedule": "no_warmup", "warmup_updates": "", "decay": "none"}
     write_run(study, run="iwslt14-post-adam-lr1e-4-held", **low)
     runs = read_study(study)
-    _, drawings = page(runs, [], [], (claims.claims(tables.means(runs), []), []))
+    _, drawings = page(runs, [], [], (claims.claims(claims.Evidence(runs, [])), []))
     figure6 = next(drawing for drawing in drawings if drawing.name == "figure6")
     assert [run.name for run in figure6.runs] == ["iwslt14-post-adam-lr1e-4-held", POST]
 

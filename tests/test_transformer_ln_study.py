@@ -103,9 +103,10 @@ def test_hypotheses_that_a_search_reorders_and_drops_are_decoded_as_whole_prefix
             prefix = torch.cat([prefix, torch.randint(4, 100, (len(order), 1), generator=generator)], dim=1)
 
 
-def test_keys_of_the_source_that_the_caller_gives_take_the_place_of_those_before(sample, operators):
-    """Fairseq's prev_attn_state, with pads, into a state that has seen another source."""
-    layer = build("pre").eval().decoder.layers[0]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_of_the_source_that_the_caller_gives_take_the_place_of_those_before(sample, operators, dtype):
+    """Fairseq's prev_attn_state in float32, with pads, into a state that has seen another source."""
+    layer = build("pre", compute_dtype=dtype).eval().decoder.layers[0]
     x, source, other = (torch.randn(n, 5, 64, generator=torch.Generator().manual_seed(n)) for n in (1, 6, 4))
     pads = torch.arange(6)[None, :] >= torch.tensor([6, 5, 4, 3, 2])[:, None]
     with torch.no_grad():
@@ -117,7 +118,8 @@ def test_keys_of_the_source_that_the_caller_gives_take_the_place_of_those_before
         layer(x, encoder_out=other, incremental_state=state)
         layer.self_attn._set_input_buffer(state, {})
         again = layer(x, encoder_out=source, incremental_state=state, prev_attn_state=[*given, pads])[0]
-        torch.testing.assert_close(again, layer(x, encoder_out=source, encoder_padding_mask=pads)[0], rtol=1e-5, atol=1e-5)
+        expected = layer(x, encoder_out=source, encoder_padding_mask=pads)[0]
+        torch.testing.assert_close(again, expected, rtol=BOUNDS[dtype], atol=BOUNDS[dtype])
 
 
 def test_the_source_is_copied_only_where_other_sentences_take_its_rows(sample):
@@ -167,19 +169,20 @@ def test_the_sources_beams_are_looked_for_once_a_batch(sample, monkeypatch):
     assert len(looks) == 1
 
 
-def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators):
-    """Fairseq's prev_self_attn_state: keys and values of the first words, as its layer has them."""
-    layer = build("pre").eval().decoder.layers[0]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators, dtype):
+    """Fairseq's prev_self_attn_state: keys and values of the first words, in float32, as its layer has them."""
+    layer = build("pre", compute_dtype=dtype).eval().decoder.layers[0]
     x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(9))
     mask = torch.triu(torch.full((4, 4), float("-inf")), 1)
     with torch.no_grad():
-        normed = layer.self_attn_layer_norm.enter(x[:3])
+        normed = layer.self_attn_layer_norm.enter(x[:3]).float()
         given = [
             projection(normed).view(3, 5, 2, 32).permute(1, 2, 0, 3)
             for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
         ]
         last = layer(x[3:], incremental_state={}, prev_self_attn_state=given)[0]
-        torch.testing.assert_close(last, layer(x, self_attn_mask=mask)[0][3:], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(last, layer(x, self_attn_mask=mask)[0][3:], rtol=BOUNDS[dtype], atol=BOUNDS[dtype])
 
 
 def test_a_history_without_an_incremental_state_is_refused():
@@ -308,6 +311,41 @@ def test_a_hook_on_a_module_of_a_layer_sees_what_it_makes_and_changes_nothing(na
     assert len(seen) == 2
 
 
+def test_a_hook_on_a_decoder_layer_sees_the_attention_that_fairseqs_gives(sample):
+    """Outside training: the mean over heads, of the last layer each head's. Pictures of attention are made of them."""
+    model, seen = build("pre").eval(), []
+    for layer in model.decoder.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+    last = model(**sample["net_input"])[1]["attn"][0]
+    assert [attention.shape for attention in seen] == [(5, 7, 9), (2, 5, 7, 9)]
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(5, 7))
+    torch.testing.assert_close(seen[1].mean(0), last)
+
+
+@pytest.mark.parametrize("flag", ["fp16", "bf16", "amp"])
+def test_a_checkpoint_of_a_training_in_half_precision_is_loaded_for_products_in_bfloat16(flag):
+    """Its settings, which have a _name, hold the flag; on a command line it is refused."""
+    build("pre", compute_dtype="bfloat16", _name="transformer_ln_study", **{flag: True})
+    with pytest.raises(SystemExit, match=f"--{flag} sets the type of every product"):
+        build("pre", compute_dtype="bfloat16", **{flag: True})
+
+
+def test_merged_embeddings_of_two_dictionaries_are_loaded_again():
+    """--merge-src-tgt-embed: the decoder's table has more rows than its own dictionary."""
+
+    def merged():
+        task = Namespace(source_dictionary=Dictionary(), target_dictionary=Dictionary())
+        for index in range(20):
+            task.source_dictionary.add_symbol(f"s{index}")
+            task.target_dictionary.add_symbol(f"t{index}")
+        return build("pre", task, merge_src_tgt_embed=True)
+
+    model, again = merged(), merged()
+    model.decoder.embed_tokens.weight.data.fill_(0.5)
+    again.load_state_dict(model.state_dict())
+    assert again.decoder.embed_tokens.weight.eq(0.5).all() and len(again.decoder.embed_tokens.weight) == 44
+
+
 def test_dropout_of_a_module_ends_with_training_unless_it_is_retained():
     """As fairseq's: its rate within 4 standard errors, the identity in evaluation, --retain-dropout."""
     module, ones = Dropout(0.3), torch.ones(400, 512)
@@ -328,10 +366,14 @@ def test_a_rate_of_dropout_is_that_of_the_flag(flag):
     assert [getattr(module, f"{flag}_module").p for module in modules] == [0.3] * len(modules)
 
 
-@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("loaded", ["cfg", "args", None])
 def test_training_on_alignments_has_the_attention_that_their_criterion_reads(loaded, sample):
-    """--load-alignments: the mean over heads of the last layer's, as in evaluation; without the flag none is made."""
-    model = build("pre", TASK if not loaded else Namespace(**vars(TASK), cfg=Namespace(load_alignments=True)))
+    """--load-alignments: the mean over heads of the last layer's, as in evaluation; without the flag none is made.
+
+    Older tasks, such as translation_multi_simple_epoch, have their flags in ``args`` and None in ``cfg``.
+    """
+    task = Namespace(**vars(TASK), **({"cfg": None} | {loaded: Namespace(load_alignments=True)} if loaded else {}))
+    model = build("pre", task)
     trained, evaluated = (model.train(mode)(**sample["net_input"])[1]["attn"][0] for mode in (True, False))
     if loaded:
         torch.testing.assert_close(trained, evaluated, rtol=1e-5, atol=1e-6)

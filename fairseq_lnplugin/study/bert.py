@@ -77,7 +77,7 @@ def page(runs, plan, to_go):
     parts = [
         heading(runs),
         warnings(pretrainings, plan),
-        claims_section(claims(pretrainings, worth, plan)),
+        claims_section(claims(pretrainings, worth, plan, to_go)),
         loss_section(pretrainings, drawings["5a"]),
         *(task_section(task, finetunings, worth, drawings[TASKS[task]]) for task in TASKS),
         one_answer_for_all(finetunings),

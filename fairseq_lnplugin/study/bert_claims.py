@@ -3,6 +3,7 @@
 Verdicts have the words of claims.py, where those about translation are.
 """
 
+import functools
 from typing import NamedTuple
 
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN, either
@@ -45,14 +46,18 @@ class Claim(NamedTuple):
     lacking: list
 
 
-def claims(pretrainings, worth, plan):
-    """A :class:`Claim` for each of figure 5's that the runs or the rows of the plan can speak to."""
+def claims(pretrainings, worth, plan, to_go=()):
+    """A :class:`Claim` for each of figure 5's that the runs or the rows of the plan can speak to.
+
+    ``worth``: of finetuning.levels; ``to_go``: what has not begun, of tables.to_go.
+    """
     settings = [*(p.run.settings for p in pretrainings), *plan]
     tasks = [task for task, figure in TASKS.items() if any(figure in row["figure"].split(",") for row in settings)]
+    lacking = functools.partial(lacking_of, pretrainings, plan, to_go)
     return [
-        earlier(pretrainings, plan),
-        diverges(pretrainings, plan),
-        *(ahead(task, pretrainings, worth, plan) for task in tasks),
+        earlier(pretrainings, lacking),
+        diverges(pretrainings, plan, lacking),
+        *(ahead(task, worth, lacking) for task in tasks),
     ]
 
 
@@ -84,7 +89,7 @@ def above_zero(differences):
 # -- Claims --
 
 
-def earlier(pretrainings, plan):
+def earlier(pretrainings, lacking_where):
     """Figure 5a, section 4.2."""
     found = races(pretrainings)
     verdicts = [faster(race.speed_up) if race.can_be_judged else UNKNOWN for race in found]
@@ -93,7 +98,7 @@ def earlier(pretrainings, plan):
         f"(seed {race.pre.run.seed})"
         for race in found
     ]
-    lacking = lacking_of(pretrainings, plan, lambda settings: True, lambda p: p.run.trained)
+    lacking = lacking_where(lambda settings: True, lambda p: p.run.trained)
     notes = [not_learned(unjudged)] if (unjudged := [race for race in found if not race.can_be_judged]) else []
     return Claim(
         *(
@@ -105,7 +110,7 @@ def earlier(pretrainings, plan):
     )
 
 
-def diverges(pretrainings, plan):
+def diverges(pretrainings, plan, lacking_where):
     """Figure 5a, section 4.2."""
     rates = {row["lr"] for row in [*(p.run.settings for p in pretrainings), *plan] if row["ln_position"] == "pre"}
     found = [
@@ -114,14 +119,14 @@ def diverges(pretrainings, plan):
         if pre.run.settings["lr"] == post.run.settings["lr"] and pre.run.trained and post.run.trained
     ]
     words = [f"{rated(post)} {end(post)}, {rated(pre)} {end(pre)} (seed {pre.run.seed})" for pre, post in found]
-    lacking = lacking_of(pretrainings, plan, lambda settings: settings["lr"] in rates, lambda p: p.run.trained)
+    lacking = lacking_where(lambda settings: settings["lr"] in rates, lambda p: p.run.trained)
     return Claim(
         *("5a", "Post-LN diverges at Pre-LN's rate, 3e-4.", ""),
         *(judged(either([divergence(*pair) for pair in found]), lacking), words, spread(found, lacking), lacking),
     )
 
 
-def ahead(task, pretrainings, worth, plan):
+def ahead(task, worth, lacking_where):
     """Figures 5b and 5c, section 4.2."""
     found, figure = leads(task, worth), TASKS[task]
     verdict = above_zero([lead.difference for lead in found if not lead.faults])
@@ -130,7 +135,7 @@ def ahead(task, pretrainings, worth, plan):
         f"difference of {interval(lead.difference, 2, '+')}"
         for lead in found
     ]
-    lacking = lacking_of(pretrainings, plan, lambda settings: figure in settings["figure"].split(","), lambda p: p.run.done)
+    lacking = lacking_where(lambda settings: figure in settings["figure"].split(","), lambda p: p.run.done)
     notes = []
     for faults in distinct(tuple(lead.faults) for lead in found if lead.faults):
         updates = distinct(f"{lead.pre.updates:,}" for lead in found if tuple(lead.faults) == faults)
@@ -156,10 +161,11 @@ def judged(verdict, lacking):
 # -- Words --
 
 
-def lacking_of(pretrainings, plan, concerns, is_there):
-    """The rows of the plan without a run, and the runs that are not there yet, of those whose settings a claim concerns."""
-    names = {p.run.name for p in pretrainings}
-    missing = [row["run"] for row in plan if row["run"] not in names and concerns(row)]
+def lacking_of(pretrainings, plan, to_go, concerns, is_there):
+    """The rows of the plan without a run, and the runs and seeds not there yet, of those whose settings a claim concerns."""
+    settings = {p.run.name: p.run.settings for p in pretrainings}
+    missing = [row["run"] for row in plan if row["run"] not in settings and concerns(row)]
+    missing += [name for name in to_go if (run := name.partition(" seed ")[0]) in settings and concerns(settings[run])]
     return missing + [named(p.run) for p in pretrainings if concerns(p.run.settings) and not is_there(p)]
 
 

@@ -11,8 +11,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from fairseq_lnplugin.study.run_folder import number
-from fairseq_lnplugin.study.tables import TEST, bleu_mean, corpus
-from fairseq_lnplugin.study.wording import distinct, interval, position
+from fairseq_lnplugin.study.tables import TEST, bleu_mean, corpus, means
+from fairseq_lnplugin.study.wording import distinct, interval, named, position
 
 HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold here", "cannot be said"
 
@@ -43,10 +43,12 @@ RULES = (
     f"{SMALL:g} BLEU: to half beside {SMALL / 2:g}); *just above zero*: at most {ZERO:g} BLEU; *faster*: the other's best "
     "validation loss, after at most 2/3 of the epochs that the other took to it; *far better* and *worse*: a validation loss "
     f"lower by {LOSS_FAR:g}, or higher by {LOSS_CLOSE:g}, in the epochs that both have. *In part*, where it does not say so "
-    f"above: more than {CLOSE:g} BLEU below for *far below* and *nearly all*, below at all for *a part*, below {LEARNED:g} for "
-    "*just above zero*, earlier, lower or higher at all for the others; and a statement of which some comparisons hold and "
-    "others do not. A seed that diverged before its first score counts as 0 BLEU. No BLEU and no speed is measured against a "
-    f"run below {LEARNED:g} BLEU; of figure 6 this is asked of the best run with warm-up only."
+    f"above: more than {CLOSE:g} BLEU below for *far below* and *nearly all*, far below for *a part*, below {LEARNED:g} for "
+    f"*just above zero*, earlier at all for *faster*, lower by {LOSS_CLOSE:g} for *far better*; a run whose seeds say the "
+    "opposite of one another; and a statement of which some comparisons hold and others do not. A seed that diverged before its "
+    "first score counts as 0 BLEU; losses are those of the seeds that did not diverge, if one did not. Runs of different lengths "
+    f"are not compared, but for figure 6. No BLEU and no speed is measured against a run below {LEARNED:g} BLEU; of figure 6 "
+    "this is asked of the best run with warm-up only."
 )
 
 
@@ -73,12 +75,12 @@ def far_below(bleu, reference, share=FAR):
 
 
 def costs_a_part(bleu, reference):
-    """More than :data:`CLOSE` below the reference, but not :func:`far_below` it; in part: below it at all."""
+    """More than :data:`CLOSE` below the reference, but not :func:`far_below` it; in part: far below."""
     if reference < LEARNED:
         return UNKNOWN
-    if FAR * reference < bleu < reference - beside(reference, CLOSE):
-        return HOLDS
-    return IN_PART if bleu < reference else FAILS
+    if bleu >= reference - beside(reference, CLOSE):
+        return FAILS
+    return HOLDS if bleu > FAR * reference else IN_PART
 
 
 def costs_nearly_all(bleu, reference):
@@ -116,10 +118,10 @@ def faster(epoch, reference_epoch):
 
 
 def lower(loss, reference, by):
-    """A loss at least ``by`` below the reference; in part: below it at all. Both may be infinite, where there is none."""
+    """A loss at least ``by`` below the reference; in part: :data:`LOSS_CLOSE`. Both may be infinite, where there is none."""
     if loss == math.inf:
         return FAILS
-    return HOLDS if loss <= reference - by else IN_PART if loss < reference else FAILS
+    return HOLDS if loss <= reference - by else IN_PART if loss <= reference - LOSS_CLOSE else FAILS
 
 
 def either(verdicts):
@@ -164,20 +166,24 @@ EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "weig
 class Evidence:
     """The runs of a study by :class:`Kind` and learning rate.
 
-    ``means``: tables.RunMean of each run. ``plan``: rows of a plan, by which runs that are not there are named; of a run
-    that it has, its warm-up counts, since a preset may have scaled the run's own. ``left_out``: names of the runs that
-    belong to a smaller experiment than most do. ``corpus``: the name of the paper's corpus that the others are of, or None.
+    ``runs``: all of them, each with its seed. ``plan``: rows of a plan, by which runs that are not there are named; of a run
+    that it has, its warm-up counts, since a preset may have scaled the run's own. ``to_go``: what has not begun, of
+    tables.to_go. ``left_out``: the runs and seeds that belong to a smaller experiment than most do. ``means``: the
+    tables.RunMean of the others, by name. ``corpus``: the name of the paper's corpus that these are of, or None.
     """
 
-    def __init__(self, means, plan):
-        experiments = {row.name: tuple(row.settings.get(name) for name in EXPERIMENT) for row in means}
-        common = Counter(experiments.values()).most_common(1)[0][0]
-        self.left_out = [name for name, experiment in experiments.items() if experiment != common]
-        self.means = {row.name: row for row in means if row.name not in self.left_out}
+    def __init__(self, runs, plan, to_go=()):
+        experiments = [tuple(run.settings.get(name) for name in EXPERIMENT) for run in runs]
+        common = Counter(experiments).most_common(1)[0][0]
+        odd = [run for run, experiment in zip(runs, experiments, strict=True) if experiment != common]
+        self.left_out = [named(run) for run in odd]
+        self.means = {row.name: row for row in means([run for run in runs if run not in odd])}
+        self.to_go = to_go
         known = {known.name for row in self.means.values() if (known := corpus(row.settings))}
         self.corpus = known.pop() if len(known) == 1 else None
+        without = {run.name for run in odd} - self.means.keys()
         self.settings = {name: row.settings for name, row in self.means.items()}
-        self.settings |= {row["run"]: row for row in plan if row["run"] not in self.left_out}
+        self.settings |= {row["run"]: row for row in plan if row["run"] not in without}
         warmed = [row for row in self.settings.values() if start(row) == "warm-up"]
         self.longest = {}
         for row in warmed:
@@ -201,9 +207,9 @@ class Evidence:
         names = [name for name in self.settings if self.kind(name) == kind]
         return [name for name in names if rate is None or number(self.settings[name]["lr"]) == rate]
 
-    def rates(self, *kinds):
-        """The learning rates of these kinds, in order."""
-        return sorted({number(self.settings[name]["lr"]) for kind in kinds for name in self.names(kind)})
+    def rates(self, kind):
+        """The learning rates of a kind, in order."""
+        return sorted({number(self.settings[name]["lr"]) for name in self.names(kind)})
 
     def known(self, kind, rate=None):
         """The means of the finished runs of a kind that have a score, or a divergence in the place of one."""
@@ -211,9 +217,12 @@ class Evidence:
         return [row for row in rows if bleu(row) is not None]
 
     def lacking(self, kind, rate=None):
-        """The runs and rows of a kind that are not known yet, or words for a kind that has none; [] for nothing."""
-        known = {row.name for row in self.known(kind, rate)}
-        missing = [name for name in self.names(kind, rate) if name not in known]
+        """The runs, seeds and rows of a kind that are not known yet, or words for a kind that has none; [] for nothing."""
+        known = self.known(kind, rate)
+        names = {row.name for row in known}
+        missing = [name for name in self.names(kind, rate) if name not in names]
+        missing += [named(run) for row in known for run in row.runs if not run.done]
+        missing += [name for name in self.to_go if name.partition(" seed ")[0] in names]
         return missing or ([] if known else [kind.words + ("" if rate is None else f" at lr {rate:g}")])
 
     def short(self, name):
@@ -322,9 +331,8 @@ PAPER = {
 }
 
 
-def claims(means, plan):
-    """A :class:`Claim` for each of the paper's that these runs, or the rows of the plan, can speak to, by figure."""
-    evidence = Evidence(means, plan)
+def claims(evidence):
+    """A :class:`Claim` for each of the paper's that the runs, or the rows of the plan, can speak to, by figure."""
     found = []
     for figure, statement, kind, other, rule in AT_EACH_RATE:
         if evidence.names(kind):
@@ -334,9 +342,9 @@ def claims(means, plan):
     return sorted(found, key=lambda claim: claim.figure)
 
 
-def positions(means, plan):
+def positions(evidence):
     """Pairs of a Pre-LN and a Post-LN run that share optimizer and learning rate: what to test where no claim compares runs."""
-    kept = Evidence(means, plan).means.values()
+    kept = evidence.means.values()
     pre, post = ([row for row in kept if row.settings["ln_position"] == position] for position in ("pre", "post"))
     alike = lambda row: (row.settings["optimizer"], number(row.settings["lr"]))  # noqa: E731
     return [(row.name, other.name) for row in pre for other in post if alike(row) == alike(other)]
@@ -415,14 +423,25 @@ def compared(evidence, kind, reference, rule, rate):
     return [*(judge(evidence, row, other, rule) for row, other in pairs), lacking]
 
 
+def unlike(evidence, row, other):
+    """A part that says why two runs cannot be compared, or None where they can: all their seeds have one length."""
+    lengths = {tuple(run.settings.get(name) for name in ("max_epoch", "max_update")) for run in (*row.runs, *other.runs)}
+    names = " and ".join(distinct(evidence.short(each.name) for each in (row, other)))
+    return Part(UNKNOWN, f"{names} have different lengths, and are not compared") if len(lengths) > 1 else None
+
+
 def comparison(evidence, row, other, rule):
-    """A part of two runs' BLEU."""
+    """A part of two runs' BLEU: ``rule`` of both means; in part where the seeds of ``row`` say the opposite of one another."""
     words = f"{evidence.short(row.name)} {score(row)} against {evidence.short(other.name)} {score(other)}"
-    return Part(rule(bleu(row), bleu(other)), words, (row.name, other.name))
+    seeds = {rule(of_seed, bleu(other)) for of_seed in counted(row)}
+    verdict = IN_PART if {HOLDS, FAILS} <= seeds else rule(bleu(row), bleu(other))
+    return unlike(evidence, row, other) or Part(verdict, words, (row.name, other.name))
 
 
 def speed(evidence, row, other, rule):
     """A part of when one run has the other's best validation loss; ``rule`` of both epochs."""
+    if of_other_lengths := unlike(evidence, row, other):
+        return of_other_lengths
     if not losses(other):
         return Part(UNKNOWN, f"{evidence.short(other.name)} diverged before its first validation")
     best = min(losses(other), key=losses(other).get)
@@ -444,7 +463,7 @@ def loss_below(evidence, row, other, by):
     verdict = lower(best_loss(row, epochs), best_loss(other, epochs), by)
     relation = {
         IN_PART: f"is below {evidence.short(other.name)} by less than {by:g}",
-        FAILS: f"is not below {evidence.short(other.name)}",
+        FAILS: f"is not below {evidence.short(other.name)} by {LOSS_CLOSE:g}",
     }
     words = f"{evidence.short(row.name)} {relation[verdict]}" if verdict in relation else ""
     return Part(verdict, words, curves=(row.name, other.name))

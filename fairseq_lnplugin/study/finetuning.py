@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis.intervals import Estimate, mean, proportion
-from fairseq_lnplugin.study.pretraining import of_one_experiment
+from fairseq_lnplugin.study.pretraining import experiment
 from fairseq_lnplugin.study.run_folder import damaged, number, read, read_values
 
 #: The figure of each task; a run is fine-tuned on the tasks of its figures.
@@ -185,13 +185,17 @@ def over_seeds(values):
 
 
 def levels(finetunings):
-    """A :class:`Level` for each task, run and checkpoint that has a cell with every seed, of finished runs alone."""
+    """A :class:`Level` for each task, run and checkpoint that has a cell with every seed, of finished runs alone.
+
+    Seeds of a run that are of different experiments have no mean, and a level each.
+    """
     groups = {}
     for item in finetunings:
-        if item.pretraining.run.done:
-            groups.setdefault((item.task, item.pretraining.run.name, item.updates), []).append(item)
+        run = item.pretraining.run
+        if run.done:
+            groups.setdefault((item.task, run.name, item.updates, experiment(run)), []).append(item)
     found = []
-    for (task, name, updates), group in groups.items():
+    for (task, name, updates, _), group in groups.items():
         seeds = {item.seeds for item in group}
         cells = {}
         for item in group:
@@ -228,6 +232,6 @@ def leads(task, worth):
                 continue
             ours, theirs = ({item.seeds: item.accuracy for item in level.items} for level in (pre, post))
             differences = {seeds: ours[seeds] - theirs[seeds] for seeds in ours if seeds in theirs}
-            if differences and of_one_experiment(*(end.run for end in ends)):
+            if differences and experiment(ends[0].run) == experiment(ends[1].run):
                 found.append(Lead(pre, post, over_seeds(differences)))
     return found

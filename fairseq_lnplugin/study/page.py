@@ -146,7 +146,7 @@ def claims_section(runs, plan, found, tests):
         "seed, which the paired bootstrap tests below list.",
     ]
     parts += [claim_paragraph(claim, notes(claim, tests)) for claim in found]
-    evidence = claims.Evidence(tables.means(runs), plan)
+    evidence = claims.Evidence(runs, plan)
     if evidence.left_out:
         parts.append(f"Left out, since data, size or other settings are not those of most runs: {', '.join(evidence.left_out)}.")
     near = claims.near_bound(evidence)

@@ -104,9 +104,9 @@ def read_pretraining(run):
     return Pretraining(run, read_validations(run.folder / "train.log"))
 
 
-def of_one_experiment(run, other):
-    """Whether two Runs share text, size, length and all else of :data:`EXPERIMENT`."""
-    return all(run.settings.get(name) == other.settings.get(name) for name in EXPERIMENT)
+def experiment(run):
+    """What a Run has to share with another to be set against it: text, size, length and all else of :data:`EXPERIMENT`."""
+    return tuple(run.settings.get(name) for name in EXPERIMENT)
 
 
 def pairs(pretrainings):
@@ -117,7 +117,7 @@ def pairs(pretrainings):
         for post in pretrainings
         if (pre.position, post.position) == ("pre", "post")
         and pre.run.seed == post.run.seed
-        and of_one_experiment(pre.run, post.run)
+        and experiment(pre.run) == experiment(post.run)
     ]
 
 

@@ -46,10 +46,11 @@ def run(args):
         if args.watch:
             return watch.watch(lambda: progress(args))
         runs, plan, to_go = study(args)
-        if all(run.settings["study"] == "bert" for run in runs):
+        if all(run.settings.get("task") == "masked_lm" for run in runs):
             text, drawings, files = bert.page(runs, plan, to_go)
         else:
-            text, drawings = page(runs, plan, to_go, tested(runs, plan))
+            evidence = claims.Evidence(runs, plan, to_go)
+            text, drawings = page(runs, plan, to_go, tested(evidence, runs))
             files = {"results.tsv": tables.tsv(tables.results(runs)).encode()}
     except RunFolderError as error:
         raise SystemExit(f"fairseq-ln report: {error}") from None
@@ -85,11 +86,10 @@ def progress(args):
     return runs, to_go
 
 
-def tested(runs, plan):
+def tested(evidence, runs):
     """The claims, and the significance.Difference of each pair of runs that they compare, or of both positions."""
-    means = tables.means(runs)
-    found = claims.claims(means, plan)
-    pairs = [pair for claim in found for pair in claim.pairs] or claims.positions(means, plan)
+    found = claims.claims(evidence)
+    pairs = [pair for claim in found for pair in claim.pairs] or claims.positions(evidence)
     if not pairs:
         return found, []
     from fairseq_lnplugin.study import significance  # sacrebleu is slow to import, and not every report needs it

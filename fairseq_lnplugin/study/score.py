@@ -89,9 +89,10 @@ def scores(hypotheses, references, lang, lowercase, compound_split=False):
     hypotheses, references = (
         [detokenizer.detokenize(line.split(), unescape=True) for line in lines] for lines in (hypotheses, references)
     )
-    escaped = sum(re.search(r"&(apos|quot|amp|#\d+);", line) is not None for line in references)
-    if escaped:
-        warn(f"{escaped} reference lines hold &apos; or the like after detokenization; was the text tokenized twice?")
+    for what, lines in (("translations", hypotheses), ("reference lines", references)):
+        escaped = sum(re.search(r"&(apos|quot|amp|#\d+);", line) is not None for line in lines)
+        if escaped:
+            warn(f"{escaped} {what} hold &apos; or the like after detokenization; was the text tokenized twice?")
     sacrebleu = BLEU(lowercase=lowercase, tokenize="13a", force=True)
     detokenized = sacrebleu.corpus_score(hypotheses, [references]).score
     return {

@@ -1,6 +1,6 @@
 """From the runs of a study to what is shown: rows of results.tsv, means over seeds, the paper's numbers, curves.
 
-Everything here is numbers and names; report.py words them and plots.py draws them.
+Everything here is numbers and names; page.py and bert.py word them, plots.py draws them.
 """
 
 import math
@@ -49,7 +49,7 @@ COLUMNS = (
 )
 MORE_COLUMNS = (
     *("study", "state", "best_epoch", "bleu_signature", "test_lines", "last_valid_loss", "last_bleu", "last_sacrebleu"),
-    *("hold_epochs", "hold_updates", "decay", "decay_factor", "dropout", "label_smoothing", "max_tokens"),
+    *("hold_epochs", "decay", "decay_factor", "dropout", "label_smoothing", "max_tokens"),
     *("update_freq", "max_epoch", "max_update", "paper_bleu", "device", "threads", "torch", "fairseq"),
     *("scored_commit", "command"),
 )

@@ -56,13 +56,12 @@ def position(settings):
 
 def schedule(settings):
     """What the learning rate does, in a few words, from the settings of a run or a row of a plan."""
-    updates, hold = settings["warmup_updates"], settings.get("hold_epochs") or settings.get("hold_updates")
+    updates, hold = settings["warmup_updates"], settings.get("hold_epochs")
     if settings["schedule"] == "warmup_inverse_sqrt":
         return f"warm-up {updates}, then 1/sqrt(t)" if updates != "1" else "warm-up 1: 1/sqrt(t)"
     if settings["schedule"] != "no_warmup":
         return f"{settings['schedule']}, warm-up {updates}" if updates else settings["schedule"]
-    unit = "epochs" if settings.get("hold_epochs") else "updates"
-    held = f"held {hold} {unit}, then " if hold else ""
+    held = f"held {hold} epochs, then " if hold else ""
     after = {
         "step": f"x {settings.get('decay_factor')} once",
         "inverse_sqrt": "1/sqrt(t)",
