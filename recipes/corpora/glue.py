@@ -20,7 +20,6 @@ Two examples::
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,8 +144,8 @@ def shortened(first: list[str], second: list[str], limit: int) -> tuple[list[str
     return first[: limit - half], second[:half]
 
 
-def write(glue: Glue, folder: Path, arguments: dict) -> None:
-    """Write what is described at the top of this file into the existing, empty `folder`."""
+def write(glue: Glue, folder: Path) -> dict:
+    """Write what is described at the top of this file into the existing, empty `folder`; return its facts."""
     from fairseq.data import Dictionary  # takes seconds to import, and bad input is refused without it
 
     dictionary, labels = Dictionary.load(str(glue.dictionary)), Dictionary()
@@ -164,18 +163,7 @@ def write(glue: Glue, folder: Path, arguments: dict) -> None:
             for side, name in enumerate(("input0", "input1")):
                 binarize(folder / task / name, split, dictionary, (pair[side] for pair in short))
             binarize(folder / task / "label", split, labels, ([str(row.label)] for row in rows))
-    facts_of_all = {
-        "name": "GLUE",
-        "origin": glue.origin,
-        "tasks": facts,
-        "arguments": arguments,
-        "sha256": {
-            path.relative_to(folder).as_posix(): parallel_text.sha256(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
-    }
-    (folder / "corpus.json").write_text(json.dumps(facts_of_all, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"name": "GLUE", "origin": glue.origin, "tasks": facts}
 
 
 def binarize(folder: Path, split: str, dictionary, sentences: Iterator[list[str]]) -> None:
@@ -190,9 +178,8 @@ def binarize(folder: Path, split: str, dictionary, sentences: Iterator[list[str]
     builder.finalize(str(folder / f"{split}.idx"))
 
 
-def summary(out: Path) -> str:
-    """One paragraph for the user about a finished folder."""
-    facts = json.loads(parallel_text.read_text(out / "corpus.json"))
+def summary(facts: dict) -> str:
+    """One paragraph for the user about the tasks, from their facts."""
     return "; ".join(
         f"{name}: {sum(task['rows']['train']):,} rows of train, {sum(task['rows']['valid']):,} of valid, "
         f"{task['shortened']['train']:,} and {task['shortened']['valid']:,} of them shortened"

@@ -29,7 +29,6 @@ import bz2
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import math
 import re
@@ -271,8 +270,8 @@ def unigram_loss(train: Counter[str], valid: Counter[str], types: int) -> float:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def write(text: Text, folder: Path, arguments: dict) -> None:
-    """Write what is described at the top of this file into the existing, empty `folder`."""
+def write(text: Text, folder: Path) -> dict:
+    """Write what is described at the top of this file into the existing, empty `folder`; return its facts."""
     with source(text.path) as found:
         last = last_of_valid(found)
         parallel_text.say(f"{found.origin}: learning {text.vocabulary:,} subwords on train ...")
@@ -285,17 +284,14 @@ def write(text: Text, folder: Path, arguments: dict) -> None:
     pieces = {split: counts[split].pop("pieces") for split in counts}
     dictionary = "".join(f"{piece} {pieces['train'][piece]}\n" for piece in subwords.all())
     (folder / "dict.txt").write_text(dictionary, encoding="utf-8", newline="\n")
-    facts = {
+    return {
         "name": found.name,
         "origin": found.origin,
         **{name: {split: counts[split][name] for split in counts} for name in counts["train"]},
         "vocabulary": len(subwords.all()) + 1,
         "unigram_loss": round(unigram_loss(pieces["train"], pieces["valid"], len(subwords.all()) + 2), 4),
         "note": found.note,
-        "arguments": arguments,
-        "sha256": {path.name: parallel_text.sha256(path) for path in sorted(folder.iterdir())},
     }
-    (folder / "corpus.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def encode(found: Source, last: bytes, subwords: Subwords, max_subwords: int, folder: Path) -> dict[str, dict]:
@@ -326,9 +322,8 @@ def encode(found: Source, last: bytes, subwords: Subwords, max_subwords: int, fo
     return counts
 
 
-def summary(out: Path) -> str:
-    """One paragraph for the user about a finished folder."""
-    facts = json.loads(parallel_text.read_text(out / "corpus.json"))
+def summary(facts: dict) -> str:
+    """One paragraph for the user about a text, from its facts."""
     splits = "; ".join(
         f"{split} {facts['documents'][split]:,} documents, {facts['words'][split]:,} words, {facts['subwords'][split]:,} subwords"
         for split in ("train", "valid")

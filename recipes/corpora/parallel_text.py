@@ -321,8 +321,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
-    """Write the corpus folder described at the top of this file into the existing, empty `folder`."""
+def write(corpus: Corpus, folder: Path) -> dict:
+    """Write the corpus folder described at the top of this file into the existing, empty `folder`; return its facts."""
     if corpus.code is None:
         say(f"learning {corpus.merges:,} joint BPE merges on {len(corpus.splits['train']):,} pairs of train ...")
         codes = learn_codes(corpus.splits["train"], corpus.merges)
@@ -344,8 +344,7 @@ def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
     for lang, dictionary in corpus.dictionaries.items():
         (folder / "bpe" / f"dict.{lang}.txt").write_text(dictionary, encoding="utf-8", newline="\n")
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = {
+    return {
         "name": corpus.name,
         "source_lang": corpus.source_lang,
         "target_lang": corpus.target_lang,
@@ -358,10 +357,7 @@ def write(corpus: Corpus, folder: Path, arguments: dict) -> None:
         "dropped": dict(corpus.dropped),
         "also_in_train": {split: repeated(corpus.splits, split) for split in ("valid", "test")},
         "note": corpus.note,
-        "arguments": arguments,
-        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
     }
-    (folder / "corpus.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def strings(value: object) -> list[str]:
@@ -404,9 +400,8 @@ def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bo
     return True
 
 
-def summary(out: Path) -> str:
-    """One paragraph for the user about a finished corpus folder."""
-    facts = json.loads(read_text(out / "corpus.json"))
+def summary(facts: dict) -> str:
+    """One paragraph for the user about a corpus, from its facts."""
     pairs = ", ".join(f"{split} {count:,}" for split, count in facts["pairs"].items())
     dropped = "; ".join(f"{count:,} where {reason}" for reason, count in facts["dropped"].items()) or "none"
     again = ", ".join(f"{count:,} of {split}" for split, count in facts["also_in_train"].items())
@@ -437,17 +432,17 @@ def listing(folder: Path) -> str:
 def run(
     make: Callable[[argparse.Namespace], object],
     parser: argparse.ArgumentParser,
-    write: Callable[[object, Path, dict], None] = write,
-    summary: Callable[[Path], str] = summary,
+    write: Callable[[object, Path], dict] = write,
+    summary: Callable[[dict], str] = summary,
     inputs: Callable[[argparse.Namespace], dict[str, list[Path]]] = named_paths,
 ) -> None:
     """Parse the command line, make the corpus, and leave the folder `--out` whole or not at all; then exit.
 
     `make` takes the parsed arguments and returns what `write` takes: a `Corpus`, unless a script of other data has its own
-    `write` (which leaves a `corpus.json` with `arguments` and `sha256`) and `summary`. `inputs` gives, from the arguments,
-    the files and folders that are read: they may lie elsewhere at the next start, so their contents are compared. All raise
-    `CorpusError`. `--out` is added to the parser here. `--cache`, where a script has it, says where files may lie and not
-    what the corpus is, so a second run may change it.
+    `write` (which leaves all files but `corpus.json`, and returns what that is to tell of them) and `summary`. `inputs`
+    gives, from the arguments, the files and folders that are read: they may lie elsewhere at the next start, so their
+    contents are compared. All raise `CorpusError`. `--out` is added to the parser here. `--cache`, where a script has it,
+    says where files may lie and not what the corpus is, so a second run may change it.
     """
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="corpus folder to write")
     args = parser.parse_args()
@@ -465,7 +460,14 @@ def run(
             say(f"{out} is finished: nothing to do")
             return
         with partial_folder(out) as partial:
-            write(make(args), partial, arguments)
+            facts = write(make(args), partial)
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            facts |= {
+                "arguments": arguments,
+                "sha256": {path.relative_to(partial).as_posix(): sha256(path) for path in files},
+            }
+            text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+            (partial / "corpus.json").write_text(text, encoding="utf-8")
             os.replace(partial, out)
     except CorpusError as error:
         stop(str(error), error.status)
@@ -473,7 +475,7 @@ def run(
         stop(f"{error.filename or out}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         stop("interrupted; nothing was written", 130)
-    say(summary(out))
+    say(summary(facts))
     say(f"wrote {out}")
 
 
