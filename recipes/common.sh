@@ -397,23 +397,37 @@ first_pairs() {
   done
 }
 
+# is_binarized: whether BIN has been made of CORPUS, and says so; a BIN of anything else is refused.
+is_binarized() {
+  if [[ -f $BIN/corpus.sha256 && -f $CORPUS/corpus.json ]]; then # a dry run may find BIN alone
+    [[ $(<"$BIN/corpus.sha256") == "$(sha256 "$CORPUS/corpus.json")" ]] ||
+      die "$BIN was made from another corpus than $CORPUS is now; delete $BIN"
+    log "$BIN is there"
+    return 0
+  fi
+  [[ $DRY_RUN || ! -e $BIN ]] || die "$BIN exists and is not this recipe's work; move it away"
+  return 1
+}
+
+# preprocess WORK ARGUMENT...: fairseq-preprocess, what it says in the folder WORK; a dry run shows it.
+preprocess() {
+  if [[ $DRY_RUN ]]; then
+    quoted fairseq-preprocess "${@:2}"
+    return
+  fi
+  need fairseq-preprocess "it comes with fairseq"
+  fairseq-preprocess "${@:2}" </dev/null >"$1/output.log" 2>&1 ||
+    die "fairseq-preprocess failed ($(tail -n 1 "$1/output.log")); see $1/output.log"
+}
+
 # binarize: CORPUS/bpe to BIN, with the dictionaries' sha256 beside them.
 binarize() {
   local text=$CORPUS split lang lines other dictionaries=() work
   set_bin
   work=$BIN.partial
-  [[ ! $DRY_RUN ]] || work=$BIN
   [[ $DRY_RUN && ! -f $CORPUS/corpus.json ]] || corpus_facts
-  if [[ -f $BIN/corpus.sha256 ]]; then
-    [[ $(<"$BIN/corpus.sha256") == "$(sha256 "$CORPUS/corpus.json")" ]] ||
-      die "$BIN was made from another corpus than $CORPUS is now; delete $BIN"
-    log "$BIN is there"
-    return
-  fi
-  if [[ ! $DRY_RUN ]]; then
-    [[ ! -e $BIN ]] || die "$BIN exists and is not this recipe's work; move it away"
-    work_alone "$work"
-  fi
+  if is_binarized; then return; fi
+  if [[ $DRY_RUN ]]; then work=$BIN; else work_alone "$work"; fi
   if [[ $TEXT != "$CORPUS" ]]; then
     text=$work/text
     first_pairs "$text"
@@ -430,16 +444,9 @@ binarize() {
   elif [[ $SHARED_EMBEDDINGS == all ]]; then
     dictionaries=(--joined-dictionary)
   fi
-  local command=(fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --trainpref "$text/bpe/train"
-    --validpref "$text/bpe/valid" --testpref "$text/bpe/test,$text/bpe/valid500" --destdir "$work"
-    --workers "$CORES" ${dictionaries[@]+"${dictionaries[@]}"})
-  if [[ $DRY_RUN ]]; then
-    quoted "${command[@]}"
-    return
-  fi
-  need fairseq-preprocess "it comes with fairseq"
-  "${command[@]}" </dev/null >"$work/output.log" 2>&1 ||
-    die "fairseq-preprocess failed ($(tail -n 1 "$work/output.log")); see $work/output.log"
+  preprocess "$work" --source-lang "$SRC" --target-lang "$TGT" --trainpref "$text/bpe/train" --validpref "$text/bpe/valid" \
+    --testpref "$text/bpe/test,$text/bpe/valid500" --destdir "$work" --workers "$CORES" ${dictionaries[@]+"${dictionaries[@]}"}
+  [[ ! $DRY_RUN ]] || return 0
   for lang in "$SRC" "$TGT"; do
     [[ -s $work/dict.$lang.txt ]] || die "fairseq-preprocess wrote no dict.$lang.txt; see $work/output.log"
   done
@@ -613,9 +620,9 @@ claim() {
   if [[ -f $RUN_FOLDER/command.txt ]]; then
     there=$(<"$RUN_FOLDER/command.txt") now=$command
     # what is trained may have been trained on another machine
-    [[ ! -f $RUN_FOLDER/trained && ! -f $RUN_FOLDER/diverged ]] || {
+    if is_trained "$RUN_FOLDER"; then
       there=$(near_lengths "$(any_machine "$there")" "$now") && now=$(any_machine "$now")
-    }
+    fi
     need_same_settings "$RUN_FOLDER" "$there" "$now" "train it again, or set RUNS to another folder"
     check_data
     return
@@ -1055,16 +1062,19 @@ note_chosen() {
   } | awk '!seen[$0]++' | write "$RUNS/chosen"
 }
 
-# finished ACTION RUN SEED
+# finished ACTION RUN SEED: whether a run is trained, or what comes after that is done.
 finished() {
   local folder=$RUNS/$2/seed$3
-  case $1 in
-    train) [[ -f $folder/trained || -f $folder/diverged ]] ;;
-    score)
-      [[ -f $folder/done ]] && { [[ -z $AVERAGE || -f $folder/diverged || -f $folder/too-short-for-average$AVERAGE ]] ||
-        scored "$folder" "test-average$AVERAGE"; }
-      ;;
-  esac
+  if [[ $1 == train ]]; then is_trained "$folder"; else is_done "$folder"; fi
+}
+
+# is_trained FOLDER: whether a run is trained to its end or to its divergence.
+is_trained() { [[ -f $1/trained || -f $1/diverged ]]; }
+
+# is_done FOLDER: whether a run is scored, with AVERAGE the average too where it has one.
+is_done() {
+  [[ -f $1/done ]] && { [[ -z $AVERAGE || -f $1/diverged || -f $1/too-short-for-average$AVERAGE ]] ||
+    scored "$1" "test-average$AVERAGE"; }
 }
 
 unfinished() {

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034  # much of what is set here is read in common.sh
 # Figure 5 on the engine of common.sh: masked-LM text, pre-training counted in updates, fine-tuning on MRPC and RTE. Sourced by
-# bert.sh after common.sh, of which it replaces what is about translation: describe, dictionary_hashes and finished.
+# bert.sh after common.sh, of which it replaces what is about translation: describe, dictionary_hashes and is_done.
 #
 # A fine-tuning is a folder <run>/seed<k>/finetune/<TASK>/update<N>-batch<B>-lr<L>-epochs<E>-seed<S>/ with command.txt, train.log and,
 # once it is finished, result.tsv (name, tab, value). It keeps no checkpoints: a killed one starts again.
@@ -59,22 +59,11 @@ dictionary_hashes() { sha256 "$1/dict.txt"; }
 # binarize_text: the subwords in CORPUS to BIN, with the whole vocabulary as dictionary.
 binarize_text() {
   local work=$BIN.partial
-  local command=(fairseq-preprocess --only-source --trainpref "$CORPUS/train" --validpref "$CORPUS/valid"
-    --srcdict "$CORPUS/dict.txt" --destdir "$([[ $DRY_RUN ]] && echo "$BIN" || echo "$work")" --workers "$CORES")
-  if [[ $DRY_RUN ]]; then
-    quoted "${command[@]}"
-    return
-  fi
-  if [[ -f $BIN/corpus.sha256 ]]; then
-    [[ $(<"$BIN/corpus.sha256") == "$(sha256 "$CORPUS/corpus.json")" ]] ||
-      die "$BIN was made from another text than $CORPUS is now; delete $BIN"
-    log "$BIN is there"
-    return
-  fi
-  need fairseq-preprocess "it comes with fairseq"
-  work_alone "$work"
-  "${command[@]}" </dev/null >"$work/output.log" 2>&1 ||
-    die "fairseq-preprocess failed ($(tail -n 1 "$work/output.log")); see $work/output.log"
+  if is_binarized; then return; fi
+  if [[ $DRY_RUN ]]; then work=$BIN; else work_alone "$work"; fi
+  preprocess "$work" --only-source --trainpref "$CORPUS/train" --validpref "$CORPUS/valid" --srcdict "$CORPUS/dict.txt" \
+    --destdir "$work" --workers "$CORES"
+  [[ ! $DRY_RUN ]] || return 0
   [[ -s $work/dict.txt && -s $work/valid.bin ]] || die "fairseq-preprocess wrote no dict.txt or valid.bin; see $work/output.log"
   work_is_bin "$work"
 }
@@ -151,15 +140,8 @@ describe() {
 
 # -- Fine-tuning --
 
-# finished ACTION RUN SEED: fine-tuned means: with all of this grid.
-finished() {
-  local folder=$RUNS/$2/seed$3
-  if [[ $1 == train ]]; then
-    [[ -f $folder/trained || -f $folder/diverged ]]
-  else
-    [[ -f $folder/done && $(<"$folder/done") == "$GRID" ]]
-  fi
-}
+# is_done FOLDER: whether a run is fine-tuned with all of this grid.
+is_done() { [[ -f $1/done && $(<"$1/done") == "$GRID" ]]; }
 
 # finetune RUN SEED LABEL: every task, checkpoint and cell of the grid with every seed; then the run is done.
 finetune() {
