@@ -12,7 +12,7 @@ fi
 
 # -- Appendix A.1 of the paper, IWSLT14: what no run and no preset changes. A recipe of another setting says what differs. --
 # The fused ones are fairseq's own adam and label_smoothed_cross_entropy in faster code, equal to rounding.
-CRITERION=(--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1)
+CRITERION=fused_label_smoothed_cross_entropy
 declare -A OPTIMIZERS=(
   [adam]="--optimizer fused_adam --adam-betas (0.9,0.98)"
   [radam]="--optimizer radam --adam-betas (0.9,0.98)"
@@ -20,6 +20,7 @@ declare -A OPTIMIZERS=(
 )
 WEIGHT_DECAY=0.0
 DROPOUT=0.1
+LABEL_SMOOTHING=0.1
 SHARED_EMBEDDINGS=                                              # decoder (input and output), or all (with one joined dictionary)
 WEIGHT_INIT=xavier_uniform                                      # of the paper's time; see fairseq_lnplugin/weight_init.py
 BEAM=5 LENPEN=1.2
@@ -596,8 +597,8 @@ describe() {
   read -r -a optimizer <<<"${OPTIMIZERS[${ROW[optimizer]}]}"
   TRAIN=("$BIN" --user-dir "$USER_DIR" --task translation --source-lang "$SRC" --target-lang "$TGT"
     --arch "${PRESET_ROW[arch]}" ${SIZES[@]+"${SIZES[@]}"} --ln-position "${ROW[ln_position]}" --weight-init "$WEIGHT_INIT"
-    --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" "${CRITERION[@]}" "${optimizer[@]}" --weight-decay "$WEIGHT_DECAY"
-    --clip-norm 0.0
+    --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --criterion "$CRITERION" --label-smoothing "$LABEL_SMOOTHING"
+    "${optimizer[@]}" --weight-decay "$WEIGHT_DECAY" --clip-norm 0.0
     --lr "${ROW[lr]}" --lr-scheduler "${ROW[schedule]}" "${decay[@]}"
     --max-tokens "$WORKER_TOKENS" --update-freq "$UPDATE_FREQ" --distributed-world-size "$WORKERS" "${EVERY_SENTENCE[@]}"
     --max-epoch "$epochs" ${MAX_UPDATE:+--max-update "$MAX_UPDATE"} --seed "$seed" --save-dir "$RUN_FOLDER/checkpoints"
@@ -606,7 +607,7 @@ describe() {
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" preset "$PRESET" \
       arch "$ARCH" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
-      hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing 0.1 \
+      hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing "$LABEL_SMOOTHING" \
       weight_decay "$WEIGHT_DECAY" shared_embeddings "$SHARED_EMBEDDINGS" decoding "${DECODING[*]}" batch "$BATCH" \
       max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update "$MAX_UPDATE" seed "$seed" \
       paper_bleu "${ROW[paper_bleu]}" note "${ROW[note]}"

@@ -67,7 +67,8 @@ is_count "$WARMUP_TOKENS" || die "WARMUP_TOKENS must be a whole number from 1 on
 measure() {
   local seeds share i j pid before pids=() failed=''
   local command=(fairseq-ln gradients "$BIN" --out "$RUNS" --source-lang "$SRC" --target-lang "$TGT" --batches "$BATCHES"
-    --max-tokens "$MAX_TOKENS" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --label-smoothing 0.1 "${@:2}")
+    --max-tokens "$MAX_TOKENS" --compute-dtype "$COMPUTE_DTYPE" --dropout "$DROPOUT" --label-smoothing "$LABEL_SMOOTHING"
+    "${@:2}")
   read -r -a seeds <<<"$1"
   if [[ $DRY_RUN ]]; then
     quoted "${command[@]}" --seeds "${seeds[@]}"
