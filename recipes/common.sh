@@ -607,7 +607,7 @@ describe() {
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" preset "$PRESET" \
       arch "$ARCH" ln_position "${ROW[ln_position]}" weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" \
       optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs "$hold" \
-      hold_updates '' decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing "$LABEL_SMOOTHING" \
+      decay "${ROW[decay]}" decay_factor "${ROW[decay_factor]}" dropout "$DROPOUT" label_smoothing "$LABEL_SMOOTHING" \
       weight_decay "$WEIGHT_DECAY" shared_embeddings "$SHARED_EMBEDDINGS" decoding "${DECODING[*]}" batch "$BATCH" \
       max_tokens "$MAX_TOKENS" update_freq "$UPDATE_FREQ" max_epoch "$epochs" max_update "$MAX_UPDATE" seed "$seed" \
       paper_bleu "${ROW[paper_bleu]}" note "${ROW[note]}"

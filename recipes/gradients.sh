@@ -131,6 +131,5 @@ if stage 4; then measure "$SEEDS" --checkpoint "${TRAINED[@]}"; fi
 if stage 5; then
   JOBS=1
   initial "$SEEDS" "$WEIGHT_INIT"
-  [[ $DRY_RUN ]] || fairseq-ln environment | write "$RUNS/environment.json"
 fi
 finish

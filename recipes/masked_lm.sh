@@ -132,7 +132,7 @@ describe() {
     printf '%s\t%s\n' study "$STUDY" run "$run" figure "${ROW[figure]}" data "$CORPUS_NAME" pairs "$PAIRS" words "$WORDS" \
       unigram_loss "$UNIGRAM_LOSS" preset "$PRESET" task masked_lm arch "$ARCH" ln_position "${ROW[ln_position]}" \
       weight_init "$WEIGHT_INIT" compute_dtype "$COMPUTE_DTYPE" optimizer "${ROW[optimizer]}" lr "${ROW[lr]}" \
-      schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs '' hold_updates '' decay "${ROW[decay]}" \
+      schedule "${ROW[schedule]}" warmup_updates "$warmup" hold_epochs '' decay "${ROW[decay]}" \
       dropout "$DROPOUT" label_smoothing 0 tokens_per_sample "$TOKENS_PER_SAMPLE" batch "$BATCH" max_tokens "$MAX_TOKENS" \
       update_freq "$UPDATE_FREQ" max_epoch '' max_update "$UPDATES" seed "$seed" note "${ROW[note]}"
   )

@@ -768,7 +768,7 @@ def test_settings_name_every_setting_of_the_run(finished):
     tree, _ = finished
     settings = dict(line.split("\t") for line in (tree.folder() / "settings.tsv").read_text().splitlines())
     expected = """study run figure data pairs preset arch ln_position weight_init compute_dtype optimizer lr schedule
-        warmup_updates hold_epochs hold_updates decay decay_factor dropout label_smoothing weight_decay shared_embeddings
+        warmup_updates hold_epochs decay decay_factor dropout label_smoothing weight_decay shared_embeddings
         decoding batch max_tokens update_freq max_epoch max_update seed paper_bleu note"""
     assert list(settings) == expected.split()
     assert (settings["data"], settings["pairs"], settings["warmup_updates"]) == ("stand-in", "400", "")
