@@ -16,7 +16,7 @@
 #           FINETUNE_UPDATES, FINETUNE_BATCH_SIZES, FINETUNE_LRS, FINETUNE_EPOCHS, FINETUNE_SEEDS (lists such as "16 32", instead of
 #           the preset's); DATA, RUNS: folders; all others are at the top of recipes/common.sh. LAUNCH is for the pre-training.
 # Writes: runs/bert-<preset>/RESULTS.md, results.tsv, finetunings.tsv, figures; <run>/seed<k>/: logs, checkpoints, finetune/
-# Time:   cpu: on one CPU core 15 minutes a pre-training, and 2 a fine-tuning, of which there are 32; paper: days on 8 GPUs, 60 GB a run
+# Time:   cpu: on one CPU core 19 minutes a pre-training, and 2 a fine-tuning, of which there are 32; paper: days on 8 GPUs, 60 GB a run
 # Expect: the paper: Pre-LN without warm-up has Post-LN's loss of 700k updates after 500k, and is ahead on MRPC and RTE on the way;
 #         Post-LN at Pre-LN's rate diverges. Ours at CPU size: results/bert-cpu
 set -euo pipefail
@@ -55,7 +55,8 @@ if stage 1; then
   binarize_text
 fi
 if between 1 3; then use_text; fi
-if [[ -n ${GLUE:-} ]] && ((FIRST_STAGE <= 3)); then make_tasks; fi
+# not in a stage: GLUE may be given only when fine-tuning starts
+if between 1 3 && [[ -n ${GLUE:-} ]]; then make_tasks; fi
 if stage 2; then each_run train; fi
 if stage 3; then
   use_tasks

@@ -301,7 +301,7 @@ do_or_show() { if [[ $DRY_RUN ]]; then quoted "$@"; else "$@" >&2; fi; }
 # between FIRST LAST: whether any of these stages is to be done.
 between() { ((FIRST_STAGE <= $2 && LAST_STAGE >= $1)); }
 
-# The environment, then one second of BLEU and model code before hours of training (once an environment and RUNS).
+# enter_environment: finds or makes the environment; a dry run does without.
 enter_environment() {
   [[ $DRY_RUN ]] && return
   # shellcheck source=recipes/environment.sh
@@ -309,7 +309,7 @@ enter_environment() {
   threads "$CORES"
 }
 
-# check_environment ACTION
+# check_environment ACTION: a second of BLEU and model code, before hours of training; sets GPUS.
 check_environment() {
   local found
   found=$(python -c '
