@@ -498,16 +498,7 @@ updates_per_epoch() {
     if [[ $DRY_RUN ]]; then
       echo 'UPDATES_PER_EPOCH' && return
     fi
-    python - "$BPE/train.$SRC" "$BPE/train.$TGT" "$WORKER_TOKENS" 2>"$file.log" <<'PYTHON' | write "$file"
-import sys
-import numpy as np
-from fairseq.data import data_utils
-
-src, tgt = (np.array([len(line.split()) + 1 for line in open(path, encoding="utf-8")]) for path in sys.argv[1:3])
-order = np.lexsort((tgt, src))  # LanguagePairDataset.ordered_indices, apart from the order among equals
-tokens = np.maximum(src, tgt)[order]
-print(len(data_utils.batch_by_size(order, num_tokens_fn=None, num_tokens_vec=tokens, max_tokens=int(sys.argv[3]))))
-PYTHON
+    python recipes/batches.py "$BPE/train.$SRC" "$BPE/train.$TGT" "$WORKER_TOKENS" 2>"$file.log" | write "$file"
     [[ -s $file ]] || die "cannot count the updates of an epoch: $(tail -n 1 "$file.log")"
     rm -f "$file.log"
   fi
@@ -704,40 +695,7 @@ check_data() {
 # repair_checkpoints: after a kill, the newest readable checkpoint becomes checkpoint_last.pt, and half-written ones go.
 repair_checkpoints() {
   local folder=$RUN_FOLDER/checkpoints verdict
-  rm -f "$folder"/*.tmp "$folder"/*.new
-  [[ -n $(ls -A "$folder") ]] || return 0
-  verdict=$(python - "$folder" <<'PYTHON'
-import os, re, shutil, sys, zipfile
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-last = folder / "checkpoint_last.pt"
-
-
-def readable(path):
-    try:
-        return zipfile.ZipFile(path).testzip() is None  # a checkpoint is a zip file with a checksum for each member
-    except (OSError, zipfile.BadZipFile, EOFError):
-        return False
-
-
-if not readable(last):
-    broken = last.exists()
-    # checkpoint3.pt, of the end of epoch 3, comes after checkpoint_3_1200.pt, of update 1200
-    key = lambda path: [*map(int, re.findall("[0-9]+", path.stem)), float("inf")][:2]  # noqa: E731
-    epochs = sorted(folder.glob("checkpoint*[0-9].pt"), key=key, reverse=True)
-    good = next((path for path in epochs if readable(path)), None)
-    for path in epochs[: epochs.index(good) if good else None]:
-        path.unlink()
-    last.unlink(missing_ok=True)
-    if good:
-        shutil.copyfile(good, folder / "checkpoint_last.pt.new")
-        os.replace(folder / "checkpoint_last.pt.new", last)
-        print(f"checkpoint_last.pt {'cannot be read' if broken else 'is missing'}; going on from {good.name}")
-    elif broken or epochs:
-        print("no checkpoint can be read; starting again from the beginning")
-PYTHON
-  ) || die "cannot check the checkpoints in $folder"
+  verdict=$(python recipes/checkpoints.py "$folder") || die "cannot check the checkpoints in $folder"
   [[ -z $verdict ]] || log "$RUN_FOLDER: $verdict"
 }
 
