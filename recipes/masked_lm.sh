@@ -145,30 +145,13 @@ is_done() { [[ -f $1/done && $(<"$1/done") == "$GRID" ]]; }
 
 # finetune RUN SEED LABEL: every task, checkpoint and cell of the grid with every seed; then the run is done.
 finetune() {
-  local task updates batch_size lr epochs seed tasks=() all=() number=0 checkpoint cell label ran=0 began=$SECONDS
+  local task updates tasks=() number=0 checkpoint cell label ran=0 began=$SECONDS
   describe "$1" "$2"
   for task in "${TASKS[@]}"; do [[ ,${ROW[figure]}, != *,${FIGURES[$task]},* ]] || tasks+=("$task"); done
-  for task in ${tasks[@]+"${tasks[@]}"}; do
-    for updates in "${UPDATES_LIST[@]}"; do
-      for batch_size in "${BATCH_SIZE_LIST[@]}"; do
-        for lr in "${LR_LIST[@]}"; do
-          for epochs in "${EPOCHS_LIST[@]}"; do
-            for seed in "${FINETUNE_SEED_LIST[@]}"; do all+=("$task $updates $batch_size $lr $epochs $seed"); done
-          done
-        done
-      done
-    done
-  done
+  cells_of ${tasks[@]+"${tasks[@]}"}
   if [[ $DRY_RUN ]]; then
-    log "$3: ${#all[@]} fine-tunings, of which the first of each checkpoint and task is shown"
-    cell="${BATCH_SIZE_LIST[0]} ${LR_LIST[0]} ${EPOCHS_LIST[0]} ${FINETUNE_SEED_LIST[0]}"
-    for task in ${tasks[@]+"${tasks[@]}"}; do
-      for updates in "${UPDATES_LIST[@]}"; do
-        # shellcheck disable=SC2086  # four words
-        describe_finetuning "$task" "$updates" $cell "checkpoint_EPOCH_$updates.pt"
-        quoted fairseq-train "${FINETUNE[@]}"
-      done
-    done
+    log "$3: ${#CELLS[@]} fine-tunings, of which the first of each checkpoint and task is shown"
+    show_finetunings ${tasks[@]+"${tasks[@]}"}
     return
   fi
   finished train "$1" "$2" || die "$1, seed $2, is not pre-trained; start with stage pretrain"
@@ -181,22 +164,50 @@ finetune() {
   fi
   if [[ -f $RUN_FOLDER/diverged ]]; then
     log "$3: diverged, so it is not fine-tuned"
-    all=()
+    CELLS=()
   fi
   rm -f "$RUN_FOLDER/done" # of a smaller grid: until this one is whole, the report takes none of it
-  for cell in ${all[@]+"${all[@]}"}; do
-    number=$((number + 1)) label="$3: fine-tuning $number of ${#all[@]}"
+  for cell in ${CELLS[@]+"${CELLS[@]}"}; do
+    number=$((number + 1)) label="$3: fine-tuning $number of ${#CELLS[@]}"
     read -r _ updates _ <<<"$cell"
     checkpoint=$(checkpoint_at "$updates") || exit 1
     # shellcheck disable=SC2086  # six words
     describe_finetuning $cell "$checkpoint"
     if is_finetuned; then continue; fi
-    ((ran == 0)) || log "$label: about $(minutes $(((SECONDS - began) * (${#all[@]} - number + 1) / ran))) left of this run"
+    ((ran == 0)) || log "$label: about $(minutes $(((SECONDS - began) * (${#CELLS[@]} - number + 1) / ran))) left of this run"
     finetune_once "$label"
     ran=$((ran + 1))
   done
   printf '%s\n' "$GRID" | write "$RUN_FOLDER/done"
   unlock_run
+}
+
+# cells_of TASK...: CELLS, every fine-tuning of these tasks: "TASK UPDATES BATCH_SIZE LR EPOCHS SEED", the last changing first.
+cells_of() {
+  CELLS=()
+  (($#)) || return 0
+  mapfile -t CELLS < <(printf '%s\n' "$@" | with_each "${UPDATES_LIST[@]}" | with_each "${BATCH_SIZE_LIST[@]}" |
+    with_each "${LR_LIST[@]}" | with_each "${EPOCHS_LIST[@]}" | with_each "${FINETUNE_SEED_LIST[@]}")
+}
+
+# with_each WORD...: every line of standard input with the first word at its end, with the second, and so on.
+with_each() {
+  local line word
+  while IFS= read -r line; do
+    for word; do echo "$line $word"; done
+  done
+}
+
+# show_finetunings TASK...: the command of each task's and checkpoint's first fine-tuning.
+show_finetunings() {
+  local task updates
+  for task; do
+    for updates in "${UPDATES_LIST[@]}"; do
+      describe_finetuning "$task" "$updates" "${BATCH_SIZE_LIST[0]}" "${LR_LIST[0]}" "${EPOCHS_LIST[0]}" "${FINETUNE_SEED_LIST[0]}" \
+        "checkpoint_EPOCH_$updates.pt"
+      quoted fairseq-train "${FINETUNE[@]}"
+    done
+  done
 }
 
 # checkpoint_at UPDATE: the checkpoint's file; fairseq names it after its epoch where the epoch ended there.
