@@ -245,6 +245,30 @@ def test_dry_run_makes_nothing(tree):
     assert not (tree.root / "runs").exists() and not (tree.root / "data").exists()
 
 
+def test_a_dry_run_shows_no_binarizing_of_what_is_binarized(tree):
+    """A folder of another text is refused; with the text gone, all of stage 1 is shown."""
+    tree.bert("--stop-stage", "prepare")
+    text = tree.root / "data" / "masked-lm-smoke"
+    result = tree.bert("--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "fairseq-preprocess" not in result.stdout and "data/masked-lm-smoke-bin is there" in result.stderr
+    (text / "corpus.json").write_text((text / "corpus.json").read_text() + "\n")
+    result = tree.bert("--dry-run")
+    assert result.returncode == 1
+    assert "was made from another corpus than data/masked-lm-smoke is now" in result.stderr.splitlines()[-1]
+    shutil.rmtree(text)
+    result = tree.bert("--dry-run")
+    assert result.returncode == 0 and "fairseq-preprocess" in result.stdout, result.stderr
+
+
+def test_a_folder_of_something_else_is_not_written_over(tree):
+    """It stands where the binarized text is to be."""
+    (tree.root / "data" / "masked-lm-smoke-bin").mkdir(parents=True)
+    result = tree.bert()
+    assert result.returncode == 1 and not tree.calls("fairseq-preprocess")
+    assert "data/masked-lm-smoke-bin exists and is not this recipe's work" in result.stderr.splitlines()[-1]
+
+
 # -- all stages --
 
 
