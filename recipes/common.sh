@@ -21,6 +21,7 @@ declare -A OPTIMIZERS=(
 WEIGHT_DECAY=0.0
 DROPOUT=0.1
 LABEL_SMOOTHING=0.1
+POSITIONS=1024                                                  # fairseq's --max-source-positions and --max-target-positions
 SHARED_EMBEDDINGS=                                              # decoder (input and output), or all (with one joined dictionary)
 WEIGHT_INIT=xavier_uniform                                      # of the paper's time; see fairseq_lnplugin/weight_init.py
 BEAM=5 LENPEN=1.2
@@ -506,14 +507,22 @@ updates_per_epoch() {
   echo $((((batches + WORKERS - 1) / WORKERS + UPDATE_FREQ - 1) / UPDATE_FREQ))
 }
 
-# check_lengths: the longest line of train and valid, with its end mark, fits into a worker's share; fairseq would stop, in an epoch.
+# check_lengths: the longest line of train and valid, with its end mark, fits into a worker's share, and that of valid and test into
+# the model; fairseq would stop, in an epoch or when all is trained.
 check_lengths() {
-  local file=$BIN/longest longest
+  local file=$BIN/longest-lines longest scored
   if [[ ! -s $file ]]; then
-    awk '{ if (NF + 1 > most) most = NF + 1 } END { print most }' "$BPE/"{train,valid}".$SRC" "$BPE/"{train,valid}".$TGT" |
-      write "$file"
+    awk '
+      FNR == 1 { part = FILENAME; sub(".*/", "", part); sub("[.][^.]*$", "", part) }
+      NF + 1 > most[part] { most[part] = NF + 1 }
+      function larger(a, b) { return a + 0 > b + 0 ? a : b }
+      END { print larger(most["train"], most["valid"]), larger(most["valid"], most["test"]) }
+    ' "$BPE/"{train,valid,test}".$SRC" "$BPE/"{train,valid,test}".$TGT" | write "$file"
   fi
-  longest=$(<"$file")
+  read -r longest scored <"$file"
+  ((scored <= POSITIONS)) ||
+    die "a line of valid or test in $BPE has $scored subwords with its end mark, and the model has $POSITIONS positions;" \
+      "take it out, or cut it, in the text that was given"
   ((longest <= WORKER_TOKENS)) ||
     die "a line of $BPE has $longest subwords with its end mark, and a worker's share of an update is $WORKER_TOKENS tokens" \
       "(WORKERS=$WORKERS, UPDATE_FREQ=$UPDATE_FREQ); use fewer workers, a smaller UPDATE_FREQ or a larger preset"
@@ -613,7 +622,7 @@ claim() {
     there=$(<"$RUN_FOLDER/command.txt") now=$command
     # what is trained may have been trained on another machine
     if is_trained "$RUN_FOLDER"; then
-      there=$(near_lengths "$(any_machine "$there")" "$now") && now=$(any_machine "$now")
+      now=$(any_machine "$now") && there=$(near_lengths "$(any_machine "$there")" "$now")
     fi
     need_same_settings "$RUN_FOLDER" "$there" "$now" "train it again, or set RUNS to another folder"
     check_data
@@ -659,11 +668,11 @@ any_machine() {
   echo "$command"
 }
 
-# near_lengths THERE NOW: THERE with the lengths in updates of NOW, where they differ by at most 5 %: they follow from how tokens are
-# shared out, since batches of several workers are filled a little otherwise.
+# near_lengths THERE NOW: THERE with the tokens of an update and the lengths in updates of NOW, where they differ by at most 5 %: they
+# follow from how tokens are shared out, since a share is a whole number, and batches of several workers are filled a little otherwise.
 near_lengths() {
   local there=$1 flag was
-  for flag in total-updates warmup-updates; do
+  for flag in max-tokens total-updates warmup-updates; do
     [[ $SHARES_ARE_FREE && $there =~ \ --$flag\ ([0-9]+) ]] || continue
     was=${BASH_REMATCH[1]}
     [[ $2 =~ \ --$flag\ ([0-9]+) ]] || continue

@@ -898,10 +898,11 @@ def on_another_machine(tree, **changes):
     path.write_text(command)
 
 
-def test_a_run_trained_on_another_machine_is_scored_here(tree):
-    """In bfloat16, by two workers of 256 tokens and two micro-batches: nothing says that it must be so here."""
+@pytest.mark.parametrize(("workers", "tokens"), [(2, 256), (3, 170)])
+def test_a_run_trained_on_another_machine_is_scored_here(tree, workers, tokens):
+    """In bfloat16, by several workers and two micro-batches: nothing says that it must be so here. Three share 1,020 of 1,024."""
     tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train")
-    on_another_machine(tree, compute_dtype="bfloat16", max_tokens="256", update_freq="2", distributed_world_size="2")
+    on_another_machine(tree, compute_dtype="bfloat16", max_tokens=tokens, update_freq="2", distributed_world_size=workers)
     result = tree.only()
     assert result.returncode == 0, result.stderr
     assert (tree.folder() / "done").exists() and len(tree.calls("fairseq-train")) == 1
@@ -979,10 +980,21 @@ def test_a_line_longer_than_a_workers_share_is_refused_before_training(tree, spl
     assert tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train").returncode == 0
     with open(text, "a", encoding="utf-8") as file:
         file.write("word " * 1024 + "\n")
-    (text.parents[2] / "longest").unlink()
+    (text.parents[2] / "longest-lines").unlink()
     result = tree.only(run="iwslt14-post-adam-lr5e-4-warmup1")
     assert result.returncode == 1 and len(tree.calls("fairseq-train")) == 1
     assert "a line of" in result.stderr.splitlines()[-1] and "1025 subwords" in result.stderr.splitlines()[-1]
+
+
+def test_a_line_of_the_test_set_longer_than_the_models_positions_is_refused_before_training(tree):
+    """O28: fairseq-generate would stop, when all is trained. With its end mark it has 1,025 subwords."""
+    tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "prepare")
+    (text,) = tree.root.glob("data/iwslt14/bin-*/text/bpe/test.de")
+    with open(text, "a", encoding="utf-8") as file:
+        file.write("word " * 1024 + "\n")
+    result = tree.only("iwslt14", "iwslt14-pre-adam-lr5e-4-step", "--stop-stage", "train")
+    assert result.returncode == 1 and not tree.calls("fairseq-train")
+    assert "has 1025 subwords with its end mark, and the model has 1024 positions" in result.stderr.splitlines()[-1]
 
 
 def test_the_seconds_of_scoring_are_kept_and_a_second_start_adds_to_them(tree):

@@ -159,8 +159,9 @@ COLD, LOW = Kind("post", "adam", "none"), Kind("post", "adam", "low rate")
 SGD_WARM, SGD_COLD = Kind("post", "sgd", "warm-up"), Kind("post", "sgd", "none")
 PRE, PRE_RADAM, RADAM = Kind("pre", "adam", "none"), Kind("pre", "radam", "none"), Kind("post", "radam", "none")
 
-#: Runs that differ in one of these are of different experiments, and are not set against each other.
-EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "weight_decay", "label_smoothing", "max_tokens")
+#: Runs that differ in one of these are of different experiments, and are not set against each other. (The preset gives the tokens
+#: of an update, of which several workers' whole shares may leave out some.)
+EXPERIMENT = ("data", "pairs", "preset", "arch", "weight_init", "dropout", "weight_decay", "label_smoothing")
 
 
 class Evidence:

@@ -12,8 +12,9 @@ from fairseq_lnplugin.study.run_folder import damaged, number, read_validations
 #: is little to ask: a bigram model, which knows the one subword before, is 2.1 bits below them on WikiText-2 in 8,000
 #: subwords (interpolated Kneser-Ney, discount 0.75; 7.80 against 9.95 bits on our validation text).
 LEARNED = 1.0
-#: Runs that differ in one of these are of different experiments, and are not set against each other.
-EXPERIMENT = ("data", "words", "preset", "arch", "weight_init", "dropout", "tokens_per_sample", "max_tokens", "max_update")
+#: Runs that differ in one of these are of different experiments, and are not set against each other. (The preset gives the tokens
+#: of an update, of which several workers' whole shares may leave out some.)
+EXPERIMENT = ("data", "words", "preset", "arch", "weight_init", "dropout", "tokens_per_sample", "max_update")
 
 
 class Pretraining(NamedTuple):
