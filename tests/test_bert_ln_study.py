@@ -270,6 +270,16 @@ def test_training_is_random_through_dropout_only(position, dtype, sample):
         assert (first == second and all(same)) == (rate == 0)
 
 
+@pytest.mark.parametrize("flag", ["dropout", "attention_dropout", "activation_dropout"])
+def test_each_rate_of_dropout_makes_a_layer_random(flag):
+    """Two passes over one input in training, the other two rates being 0."""
+    model = build("pre", **{flag: 0.3}).train()
+    layer = model.encoder.sentence_encoder.layers[1]
+    x = torch.randn(6, 5, 64, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert not torch.equal(layer(x, None), layer(x, None))
+
+
 # Sizes, start, flags
 
 

@@ -185,11 +185,18 @@ def test_a_history_that_the_caller_gives_is_gone_on_with(sample, operators, dtyp
         torch.testing.assert_close(last, layer(x, self_attn_mask=mask)[0][3:], rtol=BOUNDS[dtype], atol=BOUNDS[dtype])
 
 
-def test_a_history_without_an_incremental_state_is_refused():
-    """As by fairseq: there is no place for it."""
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ("prev_self_attn_state", "keys and values of earlier words need an incremental state"),
+        ("prev_attn_state", "keys and values of the source need an incremental state"),
+    ],
+)
+def test_keys_and_values_without_an_incremental_state_are_refused(given, sentence):
+    """As by fairseq: there is no place for them."""
     layer = build("pre").eval().decoder.layers[0]
-    with pytest.raises(AssertionError):
-        layer(torch.randn(1, 5, 64), prev_self_attn_state=[torch.randn(5, 2, 3, 32)] * 2)
+    with pytest.raises(AssertionError, match=sentence):
+        layer(torch.randn(1, 5, 64), torch.randn(3, 5, 64), **{given: [torch.randn(5, 2, 3, 32)] * 2})
 
 
 def test_a_bool_attention_mask_forbids(sample):
@@ -346,6 +353,16 @@ def test_merged_embeddings_of_two_dictionaries_are_loaded_again():
     assert again.decoder.embed_tokens.weight.eq(0.5).all() and len(again.decoder.embed_tokens.weight) == 44
 
 
+@pytest.mark.parametrize("name", ["self_attn.out_proj", "fc1", "fc2", "final_layer_norm"])
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_on_a_module_of_a_layer_is_called_once(register, name, sample):
+    """As for statistics of gradients."""
+    model, calls = build("pre"), []
+    getattr(model.decoder.layers[1].get_submodule(name), register)(lambda *_: calls.append(1))
+    model(**sample["net_input"])[0].sum().backward()
+    assert len(calls) == 1
+
+
 def test_dropout_of_a_module_ends_with_training_unless_it_is_retained():
     """As fairseq's: its rate within 4 standard errors, the identity in evaluation, --retain-dropout."""
     module, ones = Dropout(0.3), torch.ones(400, 512)
@@ -355,6 +372,45 @@ def test_dropout_of_a_module_ends_with_training_unless_it_is_retained():
     assert torch.equal(module.eval()(ones), ones)
     module.make_generation_fast_("", retain_dropout=True)
     assert module(ones).eq(0).any()
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation", "retained"])
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+@pytest.mark.parametrize("flag", ["dropout", "attention_dropout", "activation_dropout"])
+def test_each_rate_of_dropout_makes_a_layer_random_in_training_and_after_it_where_it_is_retained(flag, stack, mode):
+    """Two passes over one input, the other two rates being 0."""
+    model = build("pre", **{flag: 0.3}).train(mode == "training")
+    if mode == "retained":
+        model.make_generation_fast_(retain_dropout=True)
+    layer = getattr(model, stack).layers[0]
+    x, memory = torch.randn(2, 6, 5, 64, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        first, second = (layer(x, None) if stack == "encoder" else layer(x, memory)[0] for _ in range(2))
+    assert torch.equal(first, second) == (mode == "evaluation")
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+@pytest.mark.parametrize("training, rate", [(True, 0.3), (False, 0.0)])
+def test_the_output_of_every_branch_is_dropped_at_the_rate_of_the_flag(training, rate, position, sample, monkeypatch):
+    """Two sub-layers in each of two encoder layers, three in each of two decoder layers."""
+    rates, add = [], fused.dropout_add
+    monkeypatch.setattr(fused, "dropout_add", lambda x, y, p: rates.append(p) or add(x, y, p))
+    build(position, dropout=0.3).train(training)(**sample["net_input"])
+    assert rates == [rate] * 10
+
+
+@pytest.mark.parametrize("training, rate", [(True, 0.3), (False, 0.0)])
+def test_the_probabilities_of_every_attention_are_dropped_at_the_rate_of_the_flag(training, rate, sample, monkeypatch):
+    """One in each of two encoder layers, two in each of two decoder layers."""
+    rates, original = [], fused.attention
+
+    def attend(q, k, v, pads, mask, p, *more):
+        rates.append(p)
+        return original(q, k, v, pads, mask, p, *more)
+
+    monkeypatch.setattr(fused, "attention", attend)
+    build("pre", attention_dropout=0.3).train(training)(**sample["net_input"])
+    assert rates == [rate] * 6
 
 
 @pytest.mark.parametrize("flag", ["dropout", "activation_dropout"])
