@@ -389,12 +389,14 @@ def test_the_final_norms_are_those_of_table_1_at_any_depth(position, final_norms
     assert sum(".layers." in name for name in norms) == 5 * layers
 
 
-@pytest.mark.parametrize("weight_init, limit", [("xavier_uniform", math.sqrt(6 / 192)), ("fairseq", 1 / 8)])
+@pytest.mark.parametrize(
+    "weight_init, limit", [(None, math.sqrt(6 / 192)), ("xavier_uniform", math.sqrt(6 / 192)), ("fairseq", 1 / 8)]
+)
 def test_the_ffn_starts_as_weight_init_says(weight_init, limit):
-    """W1 of 64 x 128: U(-a, a) with Xavier's a = sqrt(6 / (64 + 128)), or with torch's a = 1 / sqrt(64)."""
+    """W1 of 64 x 128: U(-a, a) with Xavier's a = sqrt(6 / (64 + 128)), also without the flag, or torch's a = 1 / sqrt(64)."""
     layer = built(weight_init=weight_init)[0].encoder.layers[0]
     assert 0.99 * limit < layer.fc1.weight.abs().max() <= limit
-    assert (layer.fc1.bias.abs().max() == 0) == (weight_init == "xavier_uniform")
+    assert (layer.fc1.bias.abs().max() == 0) == (weight_init != "fairseq")
 
 
 def test_stock_fairseq_decodes_the_same_hypotheses(trained, data_bin):

@@ -155,6 +155,11 @@ def test_each_update_uses_its_scheduled_rate(name):
     assert drive(SCHEDULES[name](), 12)[0] == pytest.approx(EXPECTED[name], abs=1e-12)
 
 
+def test_without_the_flag_warm_up_takes_4000_updates():
+    """The first update has 1/4000 of the rate."""
+    assert drive(warmup(), 1)[0] == pytest.approx([1 / 4000], rel=1e-12)
+
+
 @pytest.mark.parametrize("done", range(1, 12))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_resumed_schedule_goes_on_as_the_unbroken_one(name, done):
@@ -168,6 +173,12 @@ def test_a_schedule_without_its_state_starts_again(name):
     """--reset-lr-scheduler at update 6: a hold of 2 epochs starts again, though linear's total falls into it."""
     expected = EXPECTED[name]
     assert drive(SCHEDULES[name](), 12, done=6)[0] == pytest.approx(expected[:6], abs=1e-12)
+
+
+def test_a_restarted_linear_decay_still_ends_at_the_total():
+    """--reset-lr-scheduler at update 6 of 11, no hold: from lr_max at update 7 to 0 at fairseq's update 11."""
+    rates, _ = drive(no_warmup(decay="linear", total_updates=11), 12, done=6)
+    assert rates == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0], abs=1e-12)
 
 
 def test_a_restarted_schedule_can_itself_be_resumed():
@@ -249,6 +260,7 @@ def test_no_warning_when_training_ends_at_the_total(caplog):
         (no_warmup, {"lr": [0.0]}, "--lr must be a number above 0, but is 0"),
         (no_warmup, {"lr": [-1.0]}, "--lr must be a number above 0, but is -1"),
         (no_warmup, {"lr": [math.nan]}, "--lr must be a number above 0, but is nan"),
+        (no_warmup, {"lr": [math.inf]}, "--lr must be a number above 0, but is inf"),
         (no_warmup, {"decay": "cosine"}, "--decay must be one of none, step, inverse_sqrt, linear"),
         (no_warmup, {"hold_epochs": -1}, "--hold-epochs must be 0 (no hold) or more"),
         (no_warmup, {"hold_updates": -1}, "--hold-updates must be 0 (no hold) or more"),
@@ -258,6 +270,7 @@ def test_no_warning_when_training_ends_at_the_total(caplog):
         (no_warmup, {"decay_factor": 0.5}, "--decay-factor belongs to --decay step"),
         (no_warmup, {"hold_epochs": 1, "decay": "step", "decay_factor": 1.5}, "must lie between 0 and 1"),
         (no_warmup, {"hold_epochs": 1, "decay": "step", "decay_factor": 0.0}, "must lie between 0 and 1"),
+        (no_warmup, {"hold_epochs": 1, "decay": "step", "decay_factor": 1.0}, "must lie between 0 and 1"),
         (no_warmup, {"total_updates": 9}, "--total-updates belongs to --decay linear"),
         (no_warmup, {"decay": "linear"}, "--decay linear needs --total-updates or --max-update"),
         (no_warmup, {"decay": "linear", "total_updates": 0}, "give a larger --total-updates"),

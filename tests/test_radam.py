@@ -113,6 +113,14 @@ def test_with_skip_the_first_five_updates_move_moments_but_no_weight():
     assert not torch.equal(weight, start)
 
 
+def test_without_the_flag_the_first_five_updates_leave_a_weight_as_it_is():
+    """--radam-degenerate is skip, as in the official code."""
+    weight = weight_of()
+    start = weight.detach().clone()
+    trail = drive(FairseqRAdam(config(), [weight]), weight, gradients(6))
+    assert all(torch.equal(moved, start) for moved in trail[:5]) and not torch.equal(trail[5], start)
+
+
 @pytest.mark.parametrize("beta2", [0.98, 0.99, 0.999])
 def test_the_adaptive_updates_begin_with_update_6(beta2):
     """rho_t > 5."""
