@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -50,9 +51,9 @@ def one_model(args, seed=1):
     return model, criterion, list(data.batches(args, seed, model)), data
 
 
-def norms(model, criterion, batches, quantity="expected_gradient"):
+def norms(model, criterion, batches, quantity="expected_gradient", seed=1):
     """Norms by matrix of one model."""
-    rows = expected_gradient.measure(model, criterion, iter(batches), 1)["matrices"]
+    rows = expected_gradient.measure(model, criterion, iter(batches), seed)["matrices"]
     return {(row["stack"], row["layer"], row["matrix"]): row[quantity] for row in rows}
 
 
@@ -192,6 +193,14 @@ def test_the_first_minibatch_is_the_first_update_of_fairseq_train(trained, data_
     assert ours == pytest.approx({key: logged[key] for key in ours}, rel=1e-4)
 
 
+def test_minibatch_b_is_run_with_the_random_numbers_of_seed_plus_b(data_bin, tmp_path):
+    """With dropout: the batch gradient of two mini-batches is the mean of those measured alone with seeds 1 and 2."""
+    model, criterion, batches, _ = one_model(new(data_bin, tmp_path))
+    alone = [norms(model, criterion, [batch], "batch_gradient", seed) for seed, batch in enumerate(batches[:2], 1)]
+    mean = {name: (alone[0][name] + alone[1][name]) / 2 for name in alone[0]}
+    assert norms(model, criterion, batches[:2], "batch_gradient") == pytest.approx(mean, rel=1e-6)
+
+
 def test_memory_does_not_grow_with_the_number_of_minibatches(data_bin, tmp_path):
     """The numbers in tensors after the 5th and the 9th mini-batch."""
     model, criterion, batches, _ = one_model(new(data_bin, tmp_path))
@@ -295,6 +304,17 @@ def test_other_settings_want_another_folder(data_bin, tmp_path):
     assert (tmp_path / "measurements.jsonl").read_bytes() == before
 
 
+def test_other_data_want_another_folder(data_bin, tmp_path):
+    """A dictionary with one more word is enough: other words have the numbers."""
+    expected_gradient.run(new(data_bin, tmp_path / "out", "--ln-position", "pre", "--batches", 1))
+    before = (tmp_path / "out" / "measurements.jsonl").read_bytes()
+    data = shutil.copytree(data_bin, tmp_path / "data")
+    with open(data / "dict.de.txt", "a") as file:
+        file.write("onemore 1\n")
+    fails(new(data, tmp_path / "out", "--ln-position", "pre", "--batches", 1), "out holds measurements with data ")
+    assert (tmp_path / "out" / "measurements.jsonl").read_bytes() == before
+
+
 def test_a_checkpoint_is_measured_as_it_was_trained(trained, data_bin, tmp_path):
     """Position, depth, dropout come with it; its rows go into a table of their own, with the number of updates."""
     expected_gradient.run(arguments(data_bin, tmp_path, "--checkpoint", trained / "checkpoint_last.pt"))
@@ -312,6 +332,18 @@ def test_the_report_says_how_a_checkpoint_was_trained(trained, data_bin, tmp_pat
     training = measured(tmp_path)[0]["unit"]["checkpoint"]["training"]
     assert (training["optimizer"], training["lr"], training["tokens_an_update"]) == ("adam", 1e-3, 200)
     assert "was trained with: optimizer adam" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_tokens_of_an_update_are_those_of_all_its_micro_batches_and_workers():
+    """1024 tokens, 4 micro-batches, 2 workers."""
+    cfg = SimpleNamespace(
+        lr_scheduler=SimpleNamespace(_name="warmup_inverse_sqrt", warmup_updates=4000),
+        optimizer=SimpleNamespace(_name="adam"),
+        optimization=SimpleNamespace(lr=[5e-4], update_freq=[4]),
+        dataset=SimpleNamespace(max_tokens=1024),
+        distributed_training=SimpleNamespace(distributed_world_size=2),
+    )
+    assert expected_gradient.training_facts(cfg)["tokens_an_update"] == 8192
 
 
 def test_a_checkpoint_trained_under_activation_checkpointing_is_measured_as_any_other(trained, data_bin, tmp_path):
@@ -392,6 +424,9 @@ def fails(args, sentence):
         (("--seeds", -1), "--seeds -1 is negative"),
         (("--seeds", 5_000_000_000), "--seeds 5000000000 is too large"),
         (("--dropout", 1), "--dropout 1.0 is not in [0, 1)"),
+        (("--label-smoothing", 1), "--label-smoothing 1.0 is not in [0, 1)"),
+        (("--max-tokens", 0), "--max-tokens 0 is none"),
+        (("--lr-sgd", 0), "--lr-sgd must be above 0"),
         (("--arch", "transformer_iwslt_de_en"), "is no Transformer of this plug-in"),
         (("--subset", "holiday"), "has no part 'holiday' that can be read"),
         (("--source-lang", "de"), "go together"),
@@ -439,6 +474,39 @@ def test_flags_that_contradict_a_checkpoint_are_refused(trained, data_bin, tmp_p
     """It has a position of its own."""
     path = trained / "checkpoint_last.pt"
     fails(arguments(data_bin, tmp_path / "out", "--checkpoint", path, "--ln-position", "post"), "has --ln-position pre")
+
+
+def test_checkpoints_of_different_settings_want_two_folders(trained, data_bin, tmp_path):
+    """Dropout 0.1 and 0.3."""
+
+    def more_dropout(state):
+        state["cfg"]["model"].dropout = 0.3
+
+    paths = trained / "checkpoint_last.pt", altered(trained, tmp_path, more_dropout)
+    sentence = "has --dropout 0.3 and pre, 2-2, after 2 updates has 0.1; measure them into two folders"
+    fails(arguments(data_bin, tmp_path / "out", "--checkpoint", *paths), sentence)
+
+
+def test_a_checkpoint_of_unequal_stacks_is_refused(trained, data_bin, tmp_path):
+    """Figure 3 has one number of layers."""
+
+    def deepen(state):
+        state["cfg"]["model"].decoder_layers = 3
+
+    path = altered(trained, tmp_path, deepen)
+    fails(arguments(data_bin, tmp_path / "out", "--checkpoint", path), "altered.pt has 2 encoder and 3 decoder layers")
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_checkpoint_that_drops_layers_is_refused_however_seldom(stack, trained, data_bin, tmp_path):
+    """A layer that is dropped in one mini-batch of many has no gradient there."""
+
+    def drop(state):
+        setattr(state["cfg"]["model"], f"{stack}_layerdrop", 0.001)
+
+    path = altered(trained, tmp_path, drop)
+    fails(arguments(data_bin, tmp_path / "out", "--checkpoint", path), "altered.pt was trained with LayerDrop")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_for_other_dictionaries_is_refused(trained, data_bin, tmp_path):

@@ -351,6 +351,8 @@ class TrainedModel:
             raise UserError(
                 f"{path} has {cfg.encoder_layers} encoder and {cfg.decoder_layers} decoder layers; give one with as many of both"
             )
+        if any(getattr(cfg, f"{stack}_layerdrop", 0) for stack in gradient_tables.STACKS):
+            raise UserError(f"{path} was trained with LayerDrop, and a layer that is dropped has no gradient; give one without")
         self.weight_init, self.ln_position, self.layers = cfg.weight_init, cfg.ln_position, cfg.encoder_layers
         for name in ("arch", "weight_init", "ln_position", "layers"):
             asked = getattr(args, name)
