@@ -3,14 +3,18 @@
 import argparse
 import json
 import math
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_lnplugin import fused, ln_position
 from fairseq_lnplugin.analysis import intervals, theory, theory_on_model
+from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
 
 @pytest.fixture
@@ -63,6 +67,24 @@ def test_an_exact_power_is_found_again():
     """Points of 3 x^(-1/2)."""
     x = [1, 2, 4, 8]
     assert intervals.exponent(x, [3 * value**-0.5 for value in x]) == pytest.approx((-0.5, -0.5, -0.5))
+
+
+def test_the_interval_of_a_slope_is_students():
+    """(0, 0), (1, 1), (2, 1): slope 1/2, residuals 1/6, spread 2, one degree of freedom: 12.7062 sqrt(1/6 / 2)."""
+    half = 12.7062 * (1 / 12) ** 0.5
+    assert intervals.slope([0, 1, 2], [0, 1, 1]) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-4)
+
+
+def test_a_slope_has_as_many_degrees_of_freedom_as_points_beyond_two():
+    """(0, 0), (1, 1), (2, 1), (3, 2): slope 0.6, residuals 0.2, spread 5: 4.3027 sqrt(0.2 / 2 / 5)."""
+    half = 4.30265 * (0.1 / 5) ** 0.5
+    assert intervals.slope([0, 1, 2, 3], [0, 1, 1, 2]) == pytest.approx((0.6, 0.6 - half, 0.6 + half), abs=1e-4)
+
+
+def test_a_slope_through_two_points_has_no_interval():
+    """Nothing is left to tell their scatter."""
+    value, low, high = intervals.slope([1, 3], [2, 6])
+    assert value == 2.0 and math.isnan(low) and math.isnan(high)
 
 
 def test_the_interval_of_shares_ends_where_shares_end():
@@ -398,6 +420,21 @@ def test_the_report_has_the_commands_arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
     theory.run(arguments("--out", tmp_path, "--seed", 7))
     assert "`fairseq-ln theory --out OUT --seed 7`" in (tmp_path / "THEORY.md").read_text()
+
+
+@pytest.mark.parametrize("weight_init", ["xavier_uniform", "xavier_normal", "fairseq"])
+def test_rho_is_the_gain_of_an_ffn_as_its_scheme_starts_it(weight_init):
+    """E||FFN(x)||^2 / ||x||^2 over 400 standard normal x; biases, which rho has none of, give less than 1 %."""
+    sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in
+             (("layers", 1), ("embed_dim", 256), ("ffn_embed_dim", 1024))}  # fmt: skip
+    args = Namespace(arch="transformer_ln_study_tiny", weight_init=weight_init, dropout=0.0, **sizes)
+    ARCH_CONFIG_REGISTRY[args.arch](args)
+    torch.manual_seed(1)
+    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=Dictionary(), target_dictionary=Dictionary()))
+    x = torch.randn(400, 1, 256)
+    with torch.no_grad():
+        gain = model.encoder.layers[0].ffn(x).pow(2).sum() / x.pow(2).sum()
+    assert theory_on_model.rho_of(model.cfg) == pytest.approx(gain.item(), rel=0.03)
 
 
 # -- On the training model --
