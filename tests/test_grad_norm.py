@@ -15,7 +15,16 @@ from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train
 
-from fairseq_lnplugin.grad_norm import FILE_NAME, HEADER, checked_interval, is_due, keep_rows_until, measure, place
+from fairseq_lnplugin.grad_norm import (
+    FILE_NAME,
+    HEADER,
+    checked_interval,
+    is_due,
+    keep_rows_until,
+    measure,
+    pending_factor,
+    place,
+)
 
 SMOOTHING = 0.1
 
@@ -203,6 +212,12 @@ def test_a_weight_without_gradient_has_no_row_and_a_shared_one_has_one():
     assert measure(trainer) == [("embed", "", "weight", 6.0), ("criterion", "", "weight", 2.0)]
 
 
+def test_amp_still_has_its_loss_scale_to_take_off_the_gradients():
+    """Fairseq divides by it while clipping, after the measurement."""
+    optimizer = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 128.0))
+    assert pending_factor(optimizer) == 1 / 128
+
+
 # When
 
 
@@ -317,6 +332,15 @@ def test_a_fresh_run_in_an_old_folder_starts_a_fresh_table(tmp_path):
     path.write_text(HEADER + "1\tencoder\t1\tfc1.weight\t0.5\n")
     keep_rows_until(str(path), 0)
     assert path.read_text() == HEADER
+
+
+def test_a_run_that_goes_on_from_a_measured_update_keeps_its_row(tmp_path):
+    """Rows of updates 3, 6 and 9, from update 6 on: that of 9 is made again."""
+    path = tmp_path / FILE_NAME
+    rows = [f"{update}\tencoder\t1\tfc1.weight\t0.5\n" for update in (3, 6, 9)]
+    path.write_text(HEADER + "".join(rows))
+    keep_rows_until(str(path), 6)
+    assert path.read_text() == HEADER + rows[0] + rows[1]
 
 
 @pytest.mark.parametrize("text", ["my notes\n", "my notes", HEADER + "1\tencoder\n", HEADER + "x\ta\tb\tc\td\n"])
