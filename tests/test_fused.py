@@ -6,6 +6,7 @@ The oracle of a kernel is the torch path of the same function, which runs when `
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,30 +78,73 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros_and_passes_no_gradient(pa
 
 @needs_kernels
 def test_what_does_not_fit_together_is_refused_and_not_read_out_of_bounds():
-    """Shapes, rows, heads, gaps and types; each would be memory of something else."""
+    """Shapes, rows, heads, gaps and types; each would be memory of something else, and each has its own sentence."""
     x, q = torch.randn(4, 64), torch.randn(5, 2, 2, 8)
     logits, kernels = torch.randn(3, 50), fused.kernels
-    narrow, few_heads = torch.randn(1, 64), torch.randn(5, 2, 1, 8)
-    origin = torch.zeros(2, 5, dtype=torch.long)
-    for call in (
-        lambda: kernels.dropout_add(x, narrow, 0.1, 1),
-        lambda: kernels.dropout_add(x, x.t().contiguous().t(), 0.1, 1),
-        lambda: kernels.dropout_backward(x.t(), torch.float32, 0.1, 1),
-        lambda: kernels.layer_norm(x, torch.ones(63), torch.ones(64), 1e-5, torch.float32),
-        lambda: kernels.attention(q, few_heads, few_heads, None, None),
-        lambda: kernels.attention(q, q, q[:4], None, None),
-        lambda: kernels.attention(q, q.bfloat16(), q, None, None),
-        lambda: kernels.attention(q, q, q, torch.zeros(2, 4, dtype=torch.bool), None),
-        lambda: kernels.attention(q, q, q, None, torch.zeros(4, 4)),
-        lambda: kernels.history_attention(q[:1], q, q[:, :1], origin, False),
-        lambda: kernels.history_attention(q[:1], q, q, origin + 2, False),
-        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, 50]), 0.1, 0.1),
-        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, -1]), 0.1, 0.1),
-        lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1]), 0.1, 0.1),
-        lambda: kernels.label_smoothed_rows(logits, torch.tensor([[0, 9], [1, 9], [2, 9]])[:, 0], 0.1, 0.1),
+    narrow, few_heads, gaps = torch.randn(1, 64), torch.randn(5, 2, 1, 8), torch.randn(5, 2, 8, 2).transpose(2, 3)
+    origin, ones = torch.zeros(2, 5, dtype=torch.long), torch.ones(64)
+    targets = torch.tensor([[0, 9], [1, 9], [2, 9]])
+    for sentence, *calls in (
+        (
+            "two tensors of one shape, without gaps, expected",
+            lambda: kernels.dropout_add(x, narrow, 0.1, 1),
+            lambda: kernels.dropout_add(x, x.t().contiguous().t(), 0.1, 1),
+        ),
+        ("a tensor without gaps expected", lambda: kernels.dropout_backward(x.t(), torch.float32, 0.1, 1)),
+        (
+            "rows without gaps, as wide as weight and bias, expected",
+            lambda: kernels.layer_norm(x, ones[1:], ones, 1e-5, torch.float32),
+        ),
+        ("float or bfloat16 expected", lambda: kernels.layer_norm(x, ones, ones, 1e-5, torch.float16)),
+        (
+            "a gradient of the shape of x, without gaps, expected",
+            lambda: kernels.layer_norm_backward(narrow, x, torch.zeros(4, 2), ones),
+        ),
+        (
+            "keys and values of one shape, with the rows, heads and head_dim of the queries, expected",
+            lambda: kernels.attention(q, few_heads, few_heads, None, None),
+            lambda: kernels.attention(q, q, q[:4], None, None),
+        ),
+        ("one type of q, k and v expected", lambda: kernels.attention(q, q.bfloat16(), q, None, None)),
+        (
+            "operands are (len, batch, heads, head_dim), head_dim without gaps",
+            lambda: kernels.attention(q, gaps, gaps, None, None),
+        ),
+        (
+            "a mask of pads (batch, src_len), without gaps, expected",
+            lambda: kernels.attention(q, q, q, torch.zeros(2, 4, dtype=torch.bool), None),
+        ),
+        (
+            "an attention mask (tgt_len, src_len), without gaps, expected",
+            lambda: kernels.attention(q, q, q, None, torch.zeros(4, 4)),
+        ),
+        (
+            "keys and values of one shape, with the heads and head_dim of the queries, expected",
+            lambda: kernels.history_attention(q[:1], q, q[:, :1], origin, False),
+        ),
+        ("an origin for each of its steps", lambda: kernels.history_attention(q[:1], q, q, origin[:, :4].contiguous(), False)),
+        ("an origin is no row of the history", lambda: kernels.history_attention(q[:1], q, q, origin + 2, False)),
+        (
+            "a target is none of the 50 types",
+            lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, 50]), 0.1, 0.1),
+            lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1, -1]), 0.1, 0.1),
+        ),
+        (
+            "a target for each row, without gaps, expected",
+            lambda: kernels.label_smoothed_rows(logits, torch.tensor([0, 1]), 0.1, 0.1),
+            lambda: kernels.label_smoothed_rows(logits, targets[:, 0], 0.1, 0.1),
+        ),
+        (
+            "rows without gaps, of more types than asked for, expected",
+            lambda: kernels.best_types(logits, 4, 47),
+            lambda: kernels.best_types(logits, 4, 0),
+            lambda: kernels.best_types(logits, -1, 4),
+            lambda: kernels.best_types(logits.t(), 1, 1),
+        ),
     ):
-        with pytest.raises(RuntimeError, match="expected|none of the 50 types|no row of the history|an origin for each"):
-            call()
+        for call in calls:
+            with pytest.raises(RuntimeError, match=re.escape(sentence)):
+                call()
 
 
 def test_tensors_without_elements_pass_through():
