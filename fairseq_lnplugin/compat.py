@@ -53,7 +53,7 @@ def require_fairseq():
         import fairseq.models  # noqa: F401
     except Exception as error:  # Python 3.11+ with fairseq 0.12.2 ends in a ValueError, not in an ImportError
         raise FairseqMissingError(
-            f"fairseq cannot be imported here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"fairseq cannot be imported here ({type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}); "
             "install fairseq-fixed==0.12.3.1 as recipes/environment.sh does"
         ) from error
 

@@ -1,7 +1,9 @@
-"""Tests of fairseq_lnplugin/cli.py and study/environment.py: the command line, and what is noted of a machine."""
+"""Tests of fairseq_lnplugin/{cli,compat}.py, study/environment.py: the command line, a missing fairseq, a machine's facts."""
 
+import builtins
 import json
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fairseq_lnplugin import cli
+from fairseq_lnplugin import cli, compat
 from fairseq_lnplugin.study import environment
 
 
@@ -166,3 +168,59 @@ def test_without_git_the_commit_is_null(git_folder, monkeypatch):
 def test_a_version_that_is_not_installed_is_null():
     """Never fails."""
     assert environment.version("a-distribution-nobody-has") is None
+
+
+CPUINFO = "processor\t: 0\nmodel name\t: a CPU\nflags\t\t: fpu avx {flag}\n\nprocessor\t: 1\nmodel name\t: a CPU\n"
+
+
+@pytest.mark.parametrize(("flag", "device"), [("amx_bf16", "a CPU with AMX"), ("amx_bf16_too", "a CPU")])
+def test_a_cpu_is_told_by_its_model_and_whether_it_has_amx(flag, device, monkeypatch):
+    """Of all flags that Linux lists, the one that makes bfloat16 products fast."""
+    monkeypatch.setattr(environment.torch.cuda, "is_available", lambda: False)
+    text = CPUINFO.format(flag=flag)
+    monkeypatch.setattr(environment, "Path", lambda path: SimpleNamespace(read_text=lambda **_: text))
+    assert environment.device() == device
+
+
+def test_gpus_are_counted_by_name(monkeypatch):
+    """Two of one kind and one of another."""
+    names = ["A100", "H100", "A100"]
+    monkeypatch.setattr(environment.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(environment.torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(environment.torch.cuda, "get_device_name", lambda i: names[i])
+    assert environment.device() == "2 x A100, 1 x H100"
+
+
+# fairseq
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("mutable default\nof a field"), "(ValueError: mutable default)"),
+        (ModuleNotFoundError("No module named 'fairseq'"), "(ModuleNotFoundError: No module named 'fairseq')"),
+        (AssertionError(), "(AssertionError: no message)"),
+    ],
+)
+def test_a_fairseq_that_cannot_be_imported_ends_in_one_sentence(error, reason, monkeypatch):
+    """What Python said, if anything, and what to install."""
+    original = builtins.__import__
+
+    def broken(name, *more):
+        if name == "fairseq.models":
+            raise error
+        return original(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(compat.FairseqMissingError) as caught:
+        compat.require_fairseq()
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_fairseq_to_install_is_the_one_that_the_recipes_install(repo_root, monkeypatch):
+    """One version in the sentence and in environment.sh."""
+    monkeypatch.setitem(sys.modules, "fairseq.models", None)
+    with pytest.raises(compat.FairseqMissingError) as caught:
+        compat.require_fairseq()
+    (pin,) = re.findall(r"fairseq-fixed==[\d.]+\d", str(caught.value))
+    assert pin in (repo_root / "recipes" / "environment.sh").read_text(encoding="utf-8").split()
