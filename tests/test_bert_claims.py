@@ -84,6 +84,14 @@ def test_a_post_ln_run_that_diverged_does_not_weaken_pre_lns_lead(tmp_path):
     assert claim_of(tmp_path, EARLIER).verdict == HOLDS
 
 
+def test_a_loss_that_pre_ln_has_at_its_first_validation_is_told_as_a_bound(tmp_path):
+    """It may have had it before update 100 of 700."""
+    write_run(tmp_path, straight(10, 3))
+    write_run(tmp_path, [(100, 2.9), (700, 0.2)], **PRE_SETTINGS)
+    (words,) = claim_of(tmp_path, EARLIER).words
+    assert "has that at update at most 100, a speed-up of at least 600 %" in words
+
+
 def test_nothing_is_measured_against_a_post_ln_run_that_has_not_learned(tmp_path):
     """9.1 bits beside 9.85, though Pre-LN has them at update 500."""
     write_positions(tmp_path, post=9.1, pre=8.74)
