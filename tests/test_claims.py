@@ -442,6 +442,17 @@ def test_a_reference_close_to_the_bound_is_named(tmp_path):
     assert claims.near_bound(claims.Evidence(read_study(tmp_path), [])) == ["post-warm (5.50)"]
 
 
+def test_a_reference_close_to_the_bound_is_said_to_be_no_firm_one(tmp_path):
+    """Below the paragraphs of the claims; not where all are far from it."""
+    texts = []
+    for bleu in (5.5, 34):
+        make(tmp_path / f"{bleu}", "post-warm", bleu)
+        make(tmp_path / f"{bleu}", "post-cold", 1, **COLD)
+        texts.append(claims_section(read_study(tmp_path / f"{bleu}"), [], [judged(tmp_path / f"{bleu}")[NEEDS]], []))
+    assert "\n\nWithin 1 BLEU of the 5 below which nothing is measured against a run" in texts[0]
+    assert "is not firm: post-warm (5.50).\n\n" in texts[0] and "Within 1 BLEU of" not in texts[1]
+
+
 @pytest.mark.parametrize("name", [NEEDS, FASTER, LOW])
 def test_a_study_that_has_not_learned_anything_says_nothing(tmp_path, name):
     """As the smoke preset: every score is near 0."""

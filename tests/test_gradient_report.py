@@ -1,4 +1,4 @@
-"""fairseq_lnplugin/analysis/gradient_report.py: the text of figure 3's report, from planted measurements."""
+"""fairseq_lnplugin/analysis/{gradient_report,figures}.py: text and curves of figure 3's report, from planted measurements."""
 
 import argparse
 import shlex
@@ -6,7 +6,7 @@ import shlex
 import pytest
 from gradient_records import FACTS, SHARED, record
 
-from fairseq_lnplugin.analysis import expected_gradient, gradient_report, gradient_tables
+from fairseq_lnplugin.analysis import expected_gradient, figures, gradient_report, gradient_tables
 
 TRAINING = {"optimizer": "adam", "tokens_an_update": 4096}
 
@@ -131,3 +131,49 @@ def test_the_commands_of_the_report_measure_the_same_again():
         asked |= {tuple(model.unit(seed).values()) for model in models for seed in args.seeds}
     assert asked == {tuple(record["unit"].values()) for record in records[:-1]}
     assert trained == [(["CHECKPOINT"], [5])]
+
+
+def test_the_size_of_an_update_is_told_in_per_cent():
+    """||W|| = 10, ||g|| = 1 at SGD's 5e-3, Adam's updates 2 and 1 at its 5e-4."""
+    section = text(new()).split("the size of an update at lr_max\n")[1]
+    assert "an SGD update would change it by 0.05 %, Adam's first by 0.01 %, a later one by 0.005 %." in section
+    assert "| xavier_uniform | Post-LN, 2-2 | decoder | W2 | 0.05, 0.05 | 0.01, 0.01 | 0.005, 0.005 |" in section
+
+
+def test_post_lns_norm_stands_beside_the_papers_and_pre_lns_has_none_there():
+    """0.8 of about 1.6."""
+    page = text([record(2, position, seed, 0.8) for position in ("post", "pre") for seed in (1, 2)])
+    norm = "0.800 [0.800, 0.800]"
+    assert f"| xavier_uniform | Post-LN | 2-2 | {norm} | {norm} | 0.800 | 0.50 | 2 |" in page
+    assert f"| xavier_uniform | Pre-LN | 2-2 | {norm} | {norm} | 0.800 | - | 2 |" in page
+
+
+# -- figures.py --
+
+
+def panels(records, monkeypatch):
+    """Points of every curve of each panel of figure 3, as lists of [x, y]."""
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: kept.append(figure))
+    figures.gradients(None, gradient_tables.table(gradient_tables.grouped(records), 16))
+    figures.pyplot().close(kept[0])
+    return [[curve[0].get_xydata().tolist() for curve in axis.containers] for axis in kept[0].axes]
+
+
+def distinct_norm(stack, layer):
+    """11 and 12 in the encoder of two layers, 21 and 22 in the decoder."""
+    return {"encoder": 10, "decoder": 20}[stack] + layer
+
+
+def test_figure_3_has_the_decoders_layers_behind_the_encoders(monkeypatch):
+    """In panels (a) and (b), both positions."""
+    a, b, *_ = panels([record(2, position, 1, distinct_norm) for position in ("post", "pre")], monkeypatch)
+    assert a == b == [[[1, 11], [2, 12]], [[3, 21], [4, 22]]] * 2
+
+
+def test_figure_3_has_the_last_w2_of_each_depth(monkeypatch):
+    """Panel (c) Pre-LN's, panel (d) Post-LN's, here with twice the norm."""
+    records = [record(layers, "pre", 1, distinct_norm) for layers in (2, 3)]
+    records += [record(layers, "post", 1, lambda stack, layer: 2 * distinct_norm(stack, layer)) for layers in (2, 3)]
+    *_, c, d = panels(records, monkeypatch)
+    assert (c, d) == ([[[2, 22], [3, 23]]], [[[2, 44], [3, 46]]])

@@ -23,6 +23,7 @@ from run_folders import (
 )
 
 from fairseq_lnplugin import cli
+from fairseq_lnplugin.analysis.intervals import Estimate
 from fairseq_lnplugin.study import claims, plots, tables
 from fairseq_lnplugin.study.page import page
 from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_plan, read_run, read_study
@@ -510,6 +511,12 @@ def test_a_run_that_is_trained_and_not_scored_is_called_so(tmp_path):
     assert report(tmp_path)[1][1]["state"] == "trained, not scored"
 
 
+def test_a_run_that_diverged_after_an_epoch_and_is_not_scored_is_called_so(tmp_path):
+    """Its scores are still to come."""
+    write_run(tmp_path, epochs=EPOCHS[:1], done=False, diverged="151\tFloatingPointError: gradients are Nan/Inf\n")
+    assert report(tmp_path)[1][0]["state"] == "diverged, not scored"
+
+
 def test_what_scoring_took_stands_beside_the_training(tmp_path):
     """Of the runs that have it: 30 s of 150 s; an older run has none."""
     write_run(tmp_path)
@@ -696,6 +703,14 @@ def test_a_warm_up_that_the_preset_scaled_is_said_at_the_top(study):
     """The plan has 4000 updates, and the run had 1000."""
     assert "> **Warm-up is scaled** with the length of the training: 4000 is 1,000 updates." in planned(study)
     assert "Warm-up is scaled" not in planned(study, PLAN.replace("4000\t-\tabout", "1000\t-\tabout"))
+
+
+def test_a_hold_that_the_preset_scaled_is_said_at_the_top(study):
+    """The plan holds for 7 epochs, and the run did for 2."""
+    names, values = PLAN.splitlines()[1:3]
+    told = "> **The hold of the rate is scaled** with the length of the training: 7 is 2 epochs."
+    assert told in planned(study, f"{names}\thold_epochs\n{values}\t7\n")
+    assert "The hold of the rate" not in planned(study, f"{names}\thold_epochs\n{values}\t2\n")
 
 
 def test_the_plan_has_the_last_word_on_what_the_paper_says(study):
@@ -944,6 +959,22 @@ def test_a_bound_of_the_paper_is_drawn_as_an_arrow(study):
         "the paper's",
         "the paper's, at best",
     ]
+
+
+def test_estimates_are_drawn_at_their_updates_with_the_ends_of_their_intervals():
+    """Sorted by update, whatever came first; one without an interval has a bar of no length."""
+    pre = [("pre", 700, Estimate(80.0, 79.0, 82.0)), ("pre", 400, Estimate(70.0, 69.0, 71.5))]
+    post = ("post", 400, Estimate(60.0, math.nan, math.nan))
+    names = {"pre": "Pre-LN", "post": "Post-LN"}
+    figure = plots.estimates_by_update([("accuracy", [*pre, post], 68.4)], names, "majority class", plots.styles(names))
+    drawn = {}
+    for container in figure.axes[0].containers:
+        line, _, (bars,) = container
+        drawn[container.get_label()] = line.get_xydata().tolist(), [segment.tolist() for segment in bars.get_segments()]
+    assert drawn == {
+        "Pre-LN": ([[400, 70], [700, 80]], [[[400, 69], [400, 71.5]], [[700, 79], [700, 82]]]),
+        "Post-LN": ([[400, 60]], [[[400, 60], [400, 60]]]),
+    }
 
 
 def test_an_svg_is_shortened_without_moving_anything(study):
