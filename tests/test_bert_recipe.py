@@ -4,6 +4,7 @@ The real scripts run in a copy of the tree with stand-ins for the corpus scripts
 fairseq-ln, which record their arguments; once, the recipe runs for real on a few sentences.
 """
 
+import fcntl
 import os
 import random
 import shutil
@@ -427,13 +428,9 @@ def test_a_run_that_another_start_fine_tunes_is_left_alone(tree):
     if shutil.which("flock") is None:
         pytest.skip("this system has no flock")
     tree.bert("--only", PRE, "--stop-stage", "pretrain")
-    with subprocess.Popen(["flock", str(tree.folder() / "lock"), "sleep", "100"], start_new_session=True) as holder:
-        try:
-            while subprocess.run(["flock", "-n", str(tree.folder() / "lock"), "true"]).returncode == 0:
-                pass
-            result = tree.bert("--only", PRE)
-        finally:
-            os.killpg(holder.pid, 9)
+    with open(tree.folder() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = tree.bert("--only", PRE)
     assert result.returncode == 1 and not tree.finetunings()
     assert "is being trained or scored by another process" in result.stderr.splitlines()[-1]
 
