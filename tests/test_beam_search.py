@@ -169,12 +169,13 @@ def of_stock():
         of_stock,
         lambda: ([build()], {"no_repeat_ngram_size": 2}),
         lambda: ([build()], {"tokens_to_suppress": ["w9"]}),
+        lambda: ([build()], {"lm_model": build(seed=8)}),
         lambda: ([build()], {"search_strategy": search.DiverseBeamSearch(DICTIONARY, 2, 0.5)}),
         lambda: ([build(adaptive_softmax_cutoff="100,200", criterion="adaptive_loss")], {}),
     ],
 )
-def test_what_asks_for_the_whole_vocabulary_is_searched_by_fairseq(case, sample):
-    """Ensembles, other models, blocked n-grams, suppressed types, other searches, adaptive softmax."""
+def test_what_asks_for_the_whole_vocabulary_is_searched_by_fairseq(case):
+    """Ensembles, other models, language models, blocked n-grams, suppressed types, other searches, adaptive softmax."""
     models, flags = case()
     assert ShortlistGenerator(models, DICTIONARY, beam_size=4, max_len_b=7, **flags).shortlisted is None
 
