@@ -200,7 +200,8 @@ def test_long_and_lopsided_pairs_leave_and_are_counted_by_reason(raw, tmp_path):
     write_pairs(raw / "train", numbers(0, 40) + odd)
     facts = made(tmp_path / "out", own(raw, tmp_path / "out"))
     assert facts["pairs"]["train"] == 42
-    assert sorted(facts["dropped"].values()) == [1, 1]
+    reasons = "a side has more than 175 words", "one side is more than 1.5 times as long as the other"
+    assert facts["dropped"] == dict.fromkeys(reasons, 1)
 
 
 def test_test_lines_are_never_dropped(raw, tmp_path):
@@ -243,6 +244,37 @@ def test_text_full_of_marks_inside_words_is_refused_by_its_files(raw, tmp_path):
 def test_one_language_twice_is_refused(raw, tmp_path):
     """--src and --tgt must differ."""
     refused(own(raw, tmp_path / "out", "--tgt", "de"), "--src and --tgt are both de")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "sentence"),
+    [
+        (("--merges", "0"), 1, "--merges 0 is not a number of BPE merges; give 1 or more"),
+        (("--src", "d e"), 2, "argument --src: 'd e' is not a language code such as de or pt_BR"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_refused(raw, tmp_path, flags, status, sentence):
+    """In one sentence, and nothing is written."""
+    refused(own(raw, tmp_path / "out", *flags), sentence, status=status)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--max-words", "9"), "a side has more than 9 words"),
+        (("--max-ratio", "2.5"), "one side is more than 2.5 times as long as the other"),
+    ],
+)
+def test_the_limits_of_a_pair_can_be_set(raw, tmp_path, flags, reason):
+    """10 words to 10, and 2 to 6, leave by one limit and stay by the other's default; 9 and 2 to 5 stay."""
+    odd = {
+        "--max-words": [("a " * 10, "b " * 10), ("a " * 9, "b " * 9)],
+        "--max-ratio": [("a b", "a b c d e f"), ("a b", "a b c d e")],
+    }
+    write_pairs(raw / "train", numbers(0, 40) + odd[flags[0]])
+    facts = made(tmp_path / "out", own(raw, tmp_path / "out", *flags))
+    assert facts["pairs"]["train"] == 41 and facts["dropped"] == {reason: 1}
 
 
 def test_a_rare_trace_of_processing_leaves_train_and_is_counted(raw, tmp_path):
@@ -689,6 +721,25 @@ def test_the_official_counts_are_the_default(prepared, tmp_path):
 def test_more_train_pairs_than_the_campaign_had_are_refused(prepared, tmp_path):
     """40 where 30 are expected: another year's data."""
     refused(iwslt14(tmp_path / "out", prepared, expect="30/10/10"), "more than the 30")
+
+
+@pytest.mark.parametrize("count", [0, 41])
+def test_a_part_that_is_no_part_of_train_is_refused(prepared, tmp_path, count):
+    """--train-pairs 0, and more than the 40 that are there."""
+    refused(iwslt14(tmp_path / "out", prepared, "--train-pairs", count), f"--train-pairs {count}: train has 40 pairs")
+
+
+def test_merges_are_refused_where_the_data_bring_their_codes(prepared, tmp_path):
+    """The codes say how many there are."""
+    refused(iwslt14(tmp_path / "out", prepared, "--merges", 50), "the data brings its own BPE codes; leave --merges out")
+
+
+def test_capitals_in_prepared_text_are_refused_with_file_and_line(prepared, tmp_path):
+    """Layout 1 is lower-cased text."""
+    text = lines(prepared / "valid.en")
+    text[2] = text[2].capitalize()
+    (prepared / "valid.en").write_text("\n".join(text) + "\n", encoding="utf-8")
+    refused(iwslt14(tmp_path / "out", prepared), "valid, line 3 has capitals")
 
 
 def test_dictionaries_of_another_preparation_are_refused(prepared, tmp_path):

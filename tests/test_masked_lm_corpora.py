@@ -388,6 +388,19 @@ def test_a_folder_without_a_task_is_refused(text, tmp_path):
     refused(call("glue.py", *glue_arguments(text, tmp_path / "whole", tmp_path / "out")), "has no folder RTE")
 
 
+def test_a_file_that_is_no_sentencepiece_model_is_refused(text, tmp_path):
+    """By its name."""
+    (tmp_path / "some.model").write_text("no model\n")
+    arguments = glue_arguments(text, write_glue(tmp_path / "glue"), tmp_path / "out", "--model", tmp_path / "some.model")
+    refused(call("glue.py", *arguments), "some.model is not a sentencepiece model")
+
+
+def test_fewer_subwords_than_a_pair_with_its_marks_has_are_refused(text, tmp_path):
+    """Four marks and a subword of each sentence."""
+    arguments = glue_arguments(text, write_glue(tmp_path / "glue"), tmp_path / "out", "--max-subwords", 5)
+    refused(call("glue.py", *arguments), "--max-subwords 5: give 6 or more")
+
+
 def test_a_dictionary_of_another_model_is_refused(text, tmp_path):
     """Its subwords have other numbers."""
     lines = (text[0] / "dict.txt").read_text(encoding="utf-8").splitlines()

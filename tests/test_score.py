@@ -298,6 +298,23 @@ def test_a_folder_that_is_not_there_is_told(folder):
     assert "cannot be written" in sentence_of(folder, flags=("--out", folder / "missing" / "scores.tsv"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--epoch", "-1"), "argument --epoch: '-1' is not a whole number from 0 on"),
+        (("--updates", "1.5"), "argument --updates: '1.5' is not a whole number from 0 on"),
+        (("--subset", "a b"), "argument --subset: 'a b' is not a name without spaces"),
+        (("--checkpoint", ""), "argument --checkpoint: '' is not a name without spaces"),
+    ],
+)
+def test_what_fits_no_cell_of_the_table_is_refused(folder, capsys, flags, sentence):
+    """By the flag's name, with status 2, before any work."""
+    with pytest.raises(SystemExit) as end:
+        score(folder, flags=flags)
+    assert end.value.code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "scores.tsv").exists()
+
+
 # For real
 
 
