@@ -250,6 +250,9 @@ def test_one_language_twice_is_refused(raw, tmp_path):
     ("flags", "status", "sentence"),
     [
         (("--merges", "0"), 1, "--merges 0 is not a number of BPE merges; give 1 or more"),
+        (("--max-words", "0"), 1, "--max-words 0 would leave no pair; give 1 or more"),
+        (("--max-ratio", "0.9"), 1, "--max-ratio 0.9 would leave no pair; give 1 or more"),
+        (("--max-ratio", "nan"), 1, "--max-ratio nan would leave no pair; give 1 or more"),
         (("--src", "d e"), 2, "argument --src: 'd e' is not a language code such as de or pt_BR"),
     ],
 )

@@ -31,6 +31,9 @@ def make(args: argparse.Namespace) -> parallel_text.Corpus:
     """Read, check, tokenize and clean the three splits."""
     if args.src == args.tgt:
         raise parallel_text.CorpusError(f"--src and --tgt are both {args.src}; give two languages")
+    for flag, value in (("--max-words", args.max_words), ("--max-ratio", args.max_ratio)):
+        if not value >= 1:  # NaN is none either
+            raise parallel_text.CorpusError(f"{flag} {value:g} would leave no pair; give 1 or more")
     prefixes = {"train": args.train, "valid": args.valid, "test": args.test}
     raw = {split: parallel_text.read_pairs(prefix, args.src, args.tgt) for split, prefix in prefixes.items()}
     dropped: Counter[str] = Counter()
