@@ -8,10 +8,10 @@ import math
 import pytest
 from bert_folders import HIGH, HIGH_SETTINGS, PLAN, POST, PRE, PRE_SETTINGS, read, straight, write_accuracies, write_run
 
-from fairseq_lnplugin.analysis.intervals import Estimate
 from fairseq_lnplugin.study.bert_claims import above_zero, claims, faster
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
 from fairseq_lnplugin.study.finetuning import levels
+from fairseq_lnplugin.study.intervals import Estimate
 
 EARLIER, DIVERGES, MRPC, RTE = range(4)
 NANS = "101\tgradients are Nan/Inf\n"

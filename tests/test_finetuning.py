@@ -18,8 +18,8 @@ from bert_folders import (
     write_run,
 )
 
-from fairseq_lnplugin.analysis.intervals import t_quantile
 from fairseq_lnplugin.study.finetuning import Finetuning, by_chance, constant, leads, levels
+from fairseq_lnplugin.study.intervals import t_quantile
 from fairseq_lnplugin.study.run_folder import RunFolderError
 
 

@@ -6,8 +6,8 @@ import pytest
 from gradient_records import record
 
 from fairseq_lnplugin.analysis import gradient_claims, gradient_tables
-from fairseq_lnplugin.analysis.intervals import Estimate
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
+from fairseq_lnplugin.study.intervals import Estimate
 
 SEEDS = (1, 2, 3)
 GROW, FLAT, SMALL, FALLS, STAYS, BOUNDED = "grow from layer", "flat", "very small", "falls", "stays at about 1.6", "bounded"

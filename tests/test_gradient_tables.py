@@ -5,7 +5,8 @@ import math
 import pytest
 from gradient_records import record
 
-from fairseq_lnplugin.analysis import gradient_tables, intervals
+from fairseq_lnplugin.analysis import gradient_tables
+from fairseq_lnplugin.study import intervals
 
 
 def of_slope(seed, slope, intercept=1.0, layers=6):

@@ -1,4 +1,4 @@
-"""fairseq_lnplugin/analysis/theory.py, theory_on_model.py and intervals.py (the paper's section 3.3, appendices A to F)."""
+"""fairseq_lnplugin/analysis/theory.py, theory_on_model.py and study/intervals.py (the paper's section 3.3, appendices A to F)."""
 
 import argparse
 import json
@@ -13,7 +13,8 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_lnplugin import fused, ln_position
-from fairseq_lnplugin.analysis import intervals, theory, theory_on_model
+from fairseq_lnplugin.analysis import theory, theory_on_model
+from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis import gradient_tables as tables
-from fairseq_lnplugin.analysis import intervals
+from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
 from fairseq_lnplugin.study.wording import position_title
 

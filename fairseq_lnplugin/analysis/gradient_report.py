@@ -9,9 +9,10 @@ import math
 import shlex
 from collections import defaultdict
 
-from fairseq_lnplugin.analysis import figures, gradient_claims, intervals
+from fairseq_lnplugin.analysis import figures, gradient_claims
 from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis.gradient_claims import bracket
+from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study import tables as study_tables
 from fairseq_lnplugin.study.wording import count, distinct, position_title
 from fairseq_lnplugin.whole_file import write_text

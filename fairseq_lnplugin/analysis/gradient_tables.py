@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 from typing import NamedTuple
 
-from fairseq_lnplugin.analysis import intervals
+from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.wording import position_title
 
 QUANTITIES = ("expected_gradient", "batch_gradient")

@@ -28,9 +28,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fairseq_lnplugin.analysis import MAX_SEED, figures, intervals
+from fairseq_lnplugin.analysis import MAX_SEED, figures
 from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT, data_words
-from fairseq_lnplugin.study import tables
+from fairseq_lnplugin.study import intervals, tables
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.study.wording import position_title
 from fairseq_lnplugin.weight_init import WEIGHT_INITS

@@ -16,9 +16,10 @@ import torch
 from fairseq import utils
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import expected_gradient, gradient_tables, intervals
+from fairseq_lnplugin.analysis import expected_gradient, gradient_tables
 from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT
 from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
+from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.wording import position_title as title
 
 #: As many seeds as the paper has; of a layer they are the independent values.

@@ -6,7 +6,7 @@ Accuracy and F1 are in percent, on the rows of dev, after the last epoch (append
 import math
 from typing import NamedTuple
 
-from fairseq_lnplugin.analysis.intervals import Estimate, mean, proportion
+from fairseq_lnplugin.study.intervals import Estimate, mean, proportion
 from fairseq_lnplugin.study.pretraining import experiment
 from fairseq_lnplugin.study.run_folder import damaged, number, read, read_values
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fairseq_lnplugin.analysis.intervals import Estimate, mean
+from fairseq_lnplugin.study.intervals import Estimate, mean
 from fairseq_lnplugin.study.run_folder import SETTINGS
 
 
