@@ -33,9 +33,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables
-from fairseq_lnplugin.analysis.gradient_claims import DELTA, EPSILON
-from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT
+from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables, paper
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
@@ -66,9 +64,11 @@ def add_arguments(parser):
     parser.add_argument("data", metavar="DATA", help="folder made by fairseq-preprocess")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of measurements and report; made, or gone on with")
     models = parser.add_argument_group("models")
-    models.add_argument("--arch", metavar="NAME", help=f"a named size of this plug-in (default: {PAPER['arch']}, the paper's)")
+    models.add_argument(
+        "--arch", metavar="NAME", help=f"a named size of this plug-in (default: {paper.SETTINGS['arch']}, the paper's)"
+    )
     models.add_argument("--ln-position", nargs="+", choices=sorted(LN_POSITIONS), help="(default: post pre)")
-    models.add_argument("--weight-init", nargs="+", choices=sorted(WEIGHT_INITS), help="(default: xavier_uniform)")
+    models.add_argument("--weight-init", nargs="+", choices=sorted(WEIGHT_INITS), help=f"(default: {paper.INIT})")
     models.add_argument("--layers", nargs="+", type=int, metavar="N", help="layers of each stack (default: 6)")
     models.add_argument(
         "--checkpoint", nargs="+", metavar="FILE", help="measure these models in the place of new ones, their settings as trained"
@@ -291,7 +291,7 @@ class InitialModel:
 
     def __init__(self, args, weight_init, ln_position, layers):
         self.weight_init, self.ln_position, self.layers = weight_init, ln_position, layers
-        self.arch = args.arch or PAPER["arch"]
+        self.arch = args.arch or paper.SETTINGS["arch"]
         self.dropout = 0.1 if args.dropout is None else args.dropout
         self.label_smoothing = 0.1 if args.label_smoothing is None else args.label_smoothing
         self.compute_dtype = args.compute_dtype or "float32"
@@ -331,7 +331,7 @@ def initial_models(args):
     """The grid of ``--weight-init``, ``--ln-position`` and ``--layers``."""
     return [
         InitialModel(args, weight_init, ln_position, layers)
-        for weight_init in args.weight_init or [PAPER_INIT]
+        for weight_init in args.weight_init or [paper.INIT]
         for layers in args.layers or [6]
         for ln_position in args.ln_position or ["post", "pre"]
     ]
@@ -573,10 +573,10 @@ def hidden_states(squared_norms, model):
     """The spread of the hidden states' squared norms Z at each layer (paper, definition 1).
 
     ``squared_norms``: a list of :func:`squared_norms_of`. Returns a list of dicts: ``stack``, ``layer``, ``mean`` (of Z / d),
-    ``epsilon`` (the smallest with P[(Z - EZ) / EZ <= epsilon] >= 1 - DELTA), ``delta`` (the share of Z above (1 + EPSILON) EZ),
-    ``tokens``.
+    ``epsilon`` (the smallest with P[(Z - EZ) / EZ <= epsilon] >= 1 - paper.DELTA), ``delta`` (the share of Z above
+    (1 + paper.EPSILON) EZ), ``tokens``.
     """
-    names = [(stack, layer + 1) for stack in ("encoder", "decoder") for layer in range(len(getattr(model, stack).layers))]
+    names = [(stack, layer + 1) for stack in gradient_tables.STACKS for layer in range(len(getattr(model, stack).layers))]
     rows = []
     for (stack, layer), parts in zip(names, zip(*squared_norms, strict=True), strict=True):
         epsilon, delta, mean = bounded(torch.cat(parts))
@@ -587,12 +587,12 @@ def hidden_states(squared_norms, model):
 
 
 def bounded(z):
-    """Smallest epsilon at :data:`DELTA`, delta at :data:`EPSILON`, and the mean, of samples ``z`` of a positive variable."""
+    """Smallest epsilon at ``paper.DELTA``, delta at ``paper.EPSILON``, and the mean, of samples ``z`` of a positive variable."""
     z = z.double()
     mean = z.mean().item()
-    at = max(math.ceil((1 - DELTA) * len(z)), 1)
+    at = max(math.ceil((1 - paper.DELTA) * len(z)), 1)
     epsilon = z.kthvalue(at).values.item() / mean - 1
-    return epsilon, (z > (1 + EPSILON) * mean).double().mean().item(), mean
+    return epsilon, (z > (1 + paper.EPSILON) * mean).double().mean().item(), mean
 
 
 # -- The file of measurements --

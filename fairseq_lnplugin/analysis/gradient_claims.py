@@ -10,14 +10,11 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from fairseq_lnplugin.analysis import gradient_tables as tables
+from fairseq_lnplugin.analysis import paper
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
 from fairseq_lnplugin.study.wording import position_title
 
-#: Figure 3 (c, d): the norm that the paper's figure shows for Post-LN at every depth, and theorem 1's exponent of Pre-LN.
-PAPER_POST_LN, PAPER_PRE_EXPONENT = 1.6, -0.5
-#: (epsilon, delta) of the paper's hidden states.
-EPSILON, DELTA = 0.1, 0.125
 #: A factor this close to 1 a layer is "flat", and ones above that range "grow": 5 % a layer are 28 % from a stack's first layer
 #: to its sixth, which a figure as large as the paper's just shows.
 FLAT = 0.05
@@ -33,9 +30,9 @@ RULES = (
     "line through the logarithms of all of a stack's layers, on average and not for each pair of neighbours); *stays*: an "
     f"exponent in the number of layers within {STAYS:g} of 0; *falls*: one below {-STAYS:g}; *about*: within {100 * ABOUT:g} % "
     f"of the paper's number; *very small*: at most {SMALL:g} of the same layer's mean before training; *bounded*: at most "
-    f"{DELTA:g} of the tokens above {1 + EPSILON:g} EZ, in every layer. The whole 95 % interval over seeds must lie in the "
-    "range, or outside it for *does not hold*; across an end it *cannot be said*. A claim about several numbers holds in part "
-    "if it holds for some."
+    f"{paper.DELTA:g} of the tokens above {1 + paper.EPSILON:g} EZ, in every layer. The whole 95 % interval over seeds must lie "
+    "in the range, or outside it for *does not hold*; across an end it *cannot be said*. A claim about several numbers holds "
+    "in part if it holds for some."
 )
 
 
@@ -84,12 +81,12 @@ def claims(groups):
         Claim("Figure 3 (c)", "Pre-LN: the gradient of the last W2 falls as the model gets deeper.", pre_depth(groups)),
         Claim(
             "Figure 3 (d)",
-            f"Post-LN: the gradient of the last W2 stays at about {PAPER_POST_LN:g} at every depth.",
+            f"Post-LN: the gradient of the last W2 stays at about {paper.POST_LN:g} at every depth.",
             post_depth(groups),
         ),
         Claim(
             "Section 3.3",
-            f"Before training, the squared norms of the hidden states are ({EPSILON:g}, {DELTA:g})-bounded.",
+            f"Before training, the squared norms of the hidden states are {paper.BOUNDED}.",
             bounded_states(groups),
         ),
     ]
@@ -142,8 +139,8 @@ def pre_depth(groups):
         if (position, quantity) == ("pre", "expected_gradient"):
             words = f"exponent {bracket(exponent)} in the number of layers"
             if not math.isnan(exponent.low):
-                inside = exponent.low <= PAPER_PRE_EXPONENT <= exponent.high
-                words += f"; theorem 1's {PAPER_PRE_EXPONENT:g} is {'inside' if inside else 'outside'} its interval"
+                inside = exponent.low <= paper.PRE_EXPONENT <= exponent.high
+                words += f"; theorem 1's {paper.PRE_EXPONENT:g} is {'inside' if inside else 'outside'} its interval"
             findings.append(Finding(f"`{weight_init}`", verdict(exponent, -math.inf, -STAYS), words))
     return findings
 
@@ -157,12 +154,12 @@ def post_depth(groups):
     exponents = tables.depth_exponents(groups)
     findings = []
     for weight_init, by_depth in norms.items():
-        low, high = PAPER_POST_LN * (1 - ABOUT), PAPER_POST_LN * (1 + ABOUT)
+        low, high = paper.POST_LN * (1 - ABOUT), paper.POST_LN * (1 + ABOUT)
         verdicts = [verdict(norm, low, high) for norm in by_depth.values()]
         values = sorted(norm.value for norm in by_depth.values())
-        far = max(values, key=lambda value: abs(math.log(value / PAPER_POST_LN)))
+        far = max(values, key=lambda value: abs(math.log(value / paper.POST_LN)))
         words = f"{values[0]:.2f} to {values[-1]:.2f} over the depths, {together(verdicts)}; the farthest is "
-        words += f"{100 * (far / PAPER_POST_LN - 1):+.0f} % away from {PAPER_POST_LN:g}"
+        words += f"{100 * (far / paper.POST_LN - 1):+.0f} % away from {paper.POST_LN:g}"
         if (weight_init, "post", "expected_gradient") in exponents:
             exponent = exponents[weight_init, "post", "expected_gradient"].estimate
             verdicts.append(verdict(exponent, -STAYS, STAYS))
@@ -172,10 +169,10 @@ def post_depth(groups):
 
 
 def bounded(records):
-    """The worst layer of a group, as ``(stack, layer)``, its share of tokens above (1 + EPSILON) EZ, and the verdict."""
+    """The worst layer of a group, as ``(stack, layer)``, its share of tokens above (1 + paper.EPSILON) EZ, and the verdict."""
     shares = tables.by_layer(records, "hidden", "delta", intervals.share)
-    worst = intervals.worst(shares, -math.inf, DELTA)
-    return worst, shares[worst], verdict(shares[worst], -math.inf, DELTA)
+    worst = intervals.worst(shares, -math.inf, paper.DELTA)
+    return worst, shares[worst], verdict(shares[worst], -math.inf, paper.DELTA)
 
 
 def bounded_states(groups):
@@ -186,7 +183,7 @@ def bounded_states(groups):
     findings = []
     for (weight_init, title), rows in found.items():
         words = [f"{group.layers}-{group.layers} {bracket(share)}, {of_one}" for group, _, share, of_one in rows]
-        words = f"share of tokens above {1 + EPSILON:g} EZ in the worst layer: {'; '.join(words)}"
+        words = f"share of tokens above {1 + paper.EPSILON:g} EZ in the worst layer: {'; '.join(words)}"
         findings.append(Finding(f"`{weight_init}`, {title}", together([row[-1] for row in rows]), words))
     return findings
 

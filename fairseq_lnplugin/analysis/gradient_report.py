@@ -9,7 +9,7 @@ import math
 import shlex
 from collections import defaultdict
 
-from fairseq_lnplugin.analysis import figures, gradient_claims
+from fairseq_lnplugin.analysis import figures, gradient_claims, paper
 from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis.gradient_claims import bracket
 from fairseq_lnplugin.study import intervals
@@ -20,10 +20,6 @@ from fairseq_lnplugin.whole_file import write_text
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
 #: Of ``--batches``.
 DEFAULT_BATCHES = 16
-#: What the paper's models and their training have (appendix A.1); its products were float32.
-PAPER = {"arch": "transformer_ln_study_iwslt_de_en", "dropout": 0.1, "label_smoothing": 0.1, "compute_dtype": "float32"}
-#: Of figure 3 (c, d), and how the paper's fairseq started.
-PAPER_DEPTHS, PAPER_SEEDS, PAPER_INIT = {6, 8, 10, 12, 14}, 10, "xavier_uniform"
 
 
 def write(out, records, facts):
@@ -195,19 +191,21 @@ def not_the_papers(groups, shared, data):
     elif study_tables.is_part(settings):
         phrases.append(pairs_words(data))
     phrases += [
-        f"{name.replace('_', ' ')} {shared[name]}, the paper {value}" for name, value in PAPER.items() if shared[name] != value
+        f"{name.replace('_', ' ')} {shared[name]}, the paper {value}"
+        for name, value in paper.SETTINGS.items()
+        if shared[name] != value
     ]
     if shared["batches"] < DEFAULT_BATCHES:
         phrases.append(f"--batches {shared['batches']}, the command's default {DEFAULT_BATCHES}")
-    if not any(group.weight_init == PAPER_INIT for group in groups):
+    if not any(group.weight_init == paper.INIT for group in groups):
         inits = distinct(group.weight_init for group in groups)
-        phrases.append(f"weight init {' and '.join(inits)}, the paper {PAPER_INIT}")
+        phrases.append(f"weight init {' and '.join(inits)}, the paper {paper.INIT}")
     else:  # of other inits there may be less
-        grid = {group: records for group, records in tables.initial(groups).items() if group.weight_init == PAPER_INIT}
-        if absent := PAPER_DEPTHS - {group.layers for group in grid}:
+        grid = {group: records for group, records in tables.initial(groups).items() if group.weight_init == paper.INIT}
+        if absent := paper.DEPTHS - {group.layers for group in grid}:
             phrases.append(f"without the depths {', '.join(map(str, sorted(absent)))}")
-        if (fewest := min(map(len, grid.values()), default=PAPER_SEEDS)) < PAPER_SEEDS:
-            phrases.append(f"{fewest} seeds, the paper {PAPER_SEEDS}")
+        if (fewest := min(map(len, grid.values()), default=paper.SEEDS)) < paper.SEEDS:
+            phrases.append(f"{fewest} seeds, the paper {paper.SEEDS}")
     trainings = [(group, tables.training(records)) for group, records in tables.trained(groups).items()]
     tokens = [("mini-batches of", shared["max_tokens"])]
     tokens += [(f"{group.title} of", words["tokens_an_update"]) for group, words in trainings if "tokens_an_update" in words]
@@ -252,15 +250,15 @@ def depth_section(groups):
         half = (expected.high - expected.low) / 2 / expected.value
         if not math.isnan(half):
             widest[group.weight_init] = max(widest.get(group.weight_init, 0.0), half)
-        paper = f"{expected.value / gradient_claims.PAPER_POST_LN:.2f}" if group.ln_position == "post" else "-"
+        ratio = f"{expected.value / paper.POST_LN:.2f}" if group.ln_position == "post" else "-"
         lines.append(
             f"| {group.weight_init} | {position_title(group.ln_position)} | {group.layers}-{group.layers} | "
             f"{bracket(expected)} | {bracket(intervals.mean(tables.last_w2(records, 'batch_gradient')))} | "
-            f"{f'{sum(unbiased) / len(unbiased):.3f}' if unbiased else '-'} | {paper} | {len(records)} |"
+            f"{f'{sum(unbiased) / len(unbiased):.3f}' if unbiased else '-'} | {ratio} | {len(records)} |"
         )
     lines += [
         "",
-        f"*Ours / paper*: the expected gradient beside the paper's figure, about {gradient_claims.PAPER_POST_LN} for Post-LN "
+        f"*Ours / paper*: the expected gradient beside the paper's figure, about {paper.POST_LN} for Post-LN "
         "at every depth. *Unbiased*: what the expected gradient would come to with ever more mini-batches; the mean over N "
         "still holds 1/N of the mini-batches' variance."
         + "".join(f" `{name}`: the widest interval is +-{100 * half:.1f} % of its mean." for name, half in widest.items()),
@@ -270,7 +268,7 @@ def depth_section(groups):
     if exponents:
         lines += [
             "Exponent b of norm = a layers^b, of each seed's own line through the logarithms; theorem 1 as a bound: 0 for "
-            f"Post-LN, {gradient_claims.PAPER_PRE_EXPONENT:g} for Pre-LN.",
+            f"Post-LN, {paper.PRE_EXPONENT:g} for Pre-LN.",
             "",
             "| weight init | position | quantity | exponent | seeds |",
             "|---|---|---|---|---|",
@@ -336,17 +334,16 @@ def training_section(groups):
 
 def hidden_section(groups):
     """Hidden states and (epsilon, delta)."""
-    epsilon, delta = gradient_claims.EPSILON, gradient_claims.DELTA
     lines = [
         "## Hidden states: is their squared norm near its mean?",
         "",
         "Z = ||x||^2 at real tokens, x the residual sum after a layer's FFN (Post-LN: x^post,5, before its last LN). The paper: "
-        f"({epsilon}, {delta})-bounded, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta. Shown is the layer where it is worst; the "
+        f"{paper.BOUNDED}, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta. Shown is the layer where it is worst; the "
         "share of tokens beyond has its interval over seeds, and the whole of it must be at most delta. `fairseq-ln theory` asks "
         "the same by the same rule of models without dropout, in fewer tokens.",
         "",
-        f"| weight init | model | EZ / d, first and last encoder layer | decoder | smallest epsilon at delta = {delta} | "
-        f"share of tokens above {1 + epsilon:g} EZ | bounded as the paper's? | seeds |",
+        f"| weight init | model | EZ / d, first and last encoder layer | decoder | smallest epsilon at delta = {paper.DELTA:g} | "
+        f"share of tokens above {1 + paper.EPSILON:g} EZ | bounded as the paper's? | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for group, records in groups.items():
@@ -412,7 +409,7 @@ def update_section(groups, facts):
     ]
     last = {}
     for group, records in tables.shallowest(groups).items():
-        for stack in ("encoder", "decoder"):
+        for stack in tables.STACKS:
             for matrix, name in tables.MATRICES.items():
                 sizes = {"sgd": [], "adam_first": [], "adam_still": []}
                 for number, row in enumerate(records[0]["matrices"]):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.wording import position_title
+from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
 QUANTITIES = ("expected_gradient", "batch_gradient")
 STACKS = ("encoder", "decoder")
@@ -51,11 +52,11 @@ def grouped(records):
         unit, trained = record["unit"], record["unit"]["checkpoint"] or {}
         names = unit["weight_init"], unit["ln_position"], unit["layers"]
         groups[Group(*names, trained.get("sha256"), trained.get("updates"))].append(record)
-    order = {"xavier_uniform": 0, "xavier_normal": 1, "fairseq": 2}
+    inits = list(WEIGHT_INITS)
 
     def place(group):
         trained = (-1, "") if group.checkpoint is None else (group.updates, group.checkpoint)
-        return *trained, order.get(group.weight_init, 9), group.layers, group.ln_position
+        return *trained, inits.index(group.weight_init), group.layers, group.ln_position
 
     return {group: sorted(groups[group], key=lambda record: record["unit"]["seed"]) for group in sorted(groups, key=place)}
 

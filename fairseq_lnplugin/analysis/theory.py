@@ -28,8 +28,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fairseq_lnplugin.analysis import MAX_SEED, figures
-from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT, data_words
+from fairseq_lnplugin.analysis import MAX_SEED, figures, paper
+from fairseq_lnplugin.analysis.gradient_report import data_words
 from fairseq_lnplugin.study import intervals, tables
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.study.wording import position_title
@@ -401,15 +401,17 @@ def ffn_jacobian(position, x, weights):
 
 
 def boundedness(generator, draws=160, dim=512, layers=6):
-    """(epsilon, delta)-bounded: P[(Z - EZ) / EZ <= 0.1] >= 1 - 0.125, theorem 1's assumption, which nothing proves."""
+    """(epsilon, delta)-bounded, P[(Z - EZ) / EZ <= epsilon] >= 1 - delta: theorem 1's assumption, which nothing proves."""
     checks = []
     for position, title in (("post", "x^post,5 of the last layer"), ("pre", "the last layer's output")):
         z = squared_norms(position, layers, dim, 1, draws, generator)[-1]
-        above = (z > 1.1 * z.mean()).double().mean(-1)
-        claim = f"{title}: P[Z > 1.1 EZ] <= 0.125"
-        epsilon = z.flatten().quantile(0.875).item() / z.mean().item() - 1
-        checks.append(Check("(0.1, 0.125)-bounded", claim, f"d = {dim}, L = {layers}", intervals.share(above), (-math.inf, 0.125),
-                            f"smallest epsilon at delta = 0.125: {epsilon:.3f}", strict=False))  # fmt: skip
+        above = (z > (1 + paper.EPSILON) * z.mean()).double().mean(-1)
+        claim = f"{title}: P[Z > {1 + paper.EPSILON:g} EZ] <= {paper.DELTA:g}"
+        setting = f"d = {dim}, L = {layers}"
+        epsilon = z.flatten().quantile(1 - paper.DELTA).item() / z.mean().item() - 1
+        note = f"smallest epsilon at delta = {paper.DELTA:g}: {epsilon:.3f}"
+        measured, allowed = intervals.share(above), (-math.inf, paper.DELTA)
+        checks.append(Check(paper.BOUNDED, claim, setting, measured, allowed, note, strict=False))
     return checks
 
 
@@ -428,8 +430,8 @@ def add_arguments(parser):
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where THEORY.md, theory.tsv, theory.json and figures go")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all draws (default: %(default)s)")
     parser.add_argument("--data-name", metavar="NAME", help="what the report calls DATA (default: as its corpus.json or folder)")
-    parser.add_argument("--arch", metavar="NAME", help=f"of the training model (default: {PAPER['arch']})")
-    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"of the training model (default: {PAPER_INIT})")
+    parser.add_argument("--arch", metavar="NAME", help=f"of the training model (default: {paper.SETTINGS['arch']})")
+    parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"of the training model (default: {paper.INIT})")
 
 
 def run(args):

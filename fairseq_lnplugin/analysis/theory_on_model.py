@@ -16,19 +16,17 @@ import torch
 from fairseq import utils
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import expected_gradient, gradient_tables
-from fairseq_lnplugin.analysis.gradient_report import PAPER, PAPER_INIT
+from fairseq_lnplugin.analysis import expected_gradient, paper
+from fairseq_lnplugin.analysis.gradient_tables import STACKS, by_layer
 from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.wording import position_title as title
 
-#: As many seeds as the paper has; of a layer they are the independent values.
-LAYERS, SEEDS = 6, 10
+LAYERS = 6
 DEPTHS, DEPTH_SEEDS = (2, 4, 8), 3
 BATCHES, MAX_TOKENS = 2, 1024
 #: Rows of hidden states at which an LN's Jacobian is taken.
 ROWS = 2
-STACKS = ("encoder", "decoder")
 #: Of a sentence, positions that are never pads: those of the encoder are on the left, the decoder's on the right.
 REAL = {"encoder": slice(-ROWS, None), "decoder": slice(ROWS)}
 
@@ -44,13 +42,14 @@ class Models:
     def __init__(self, args):
         parser = argparse.ArgumentParser()
         expected_gradient.add_arguments(parser)
-        arch, weight_init = args.arch or PAPER["arch"], args.weight_init or PAPER_INIT
+        arch, weight_init = args.arch or paper.SETTINGS["arch"], args.weight_init or paper.INIT
         flags = ["--arch", arch, "--weight-init", weight_init, "--dropout", "0"]
         sizes = ["--batches", str(BATCHES), "--max-tokens", str(MAX_TOKENS)]
         name = [f"--data-name={args.data_name}"] if args.data_name else []
         self.args = parser.parse_args([args.data, "--out", args.out, *flags, *sizes, *name])
-        self.seeds = [args.seed + number for number in range(SEEDS)]
-        self.setting = f"{arch}, {LAYERS}-{LAYERS}, {weight_init}, {SEEDS} seeds"
+        # as many as the paper has; of a layer they are the independent values
+        self.seeds = [args.seed + number for number in range(paper.SEEDS)]
+        self.setting = f"{arch}, {LAYERS}-{LAYERS}, {weight_init}, {paper.SEEDS} seeds"
         with self.errors():
             expected_gradient.check(self.args)
             self.data = expected_gradient.Data(self.args)
@@ -159,7 +158,7 @@ class Models:
         """The last W2's gradient against the number of layers, a first look; figure 3 is ``fairseq-ln gradients``."""
         checks = []
         setting = f"{self.args.arch}, {self.args.weight_init[0]}, layers {', '.join(map(str, DEPTHS))}, {DEPTH_SEEDS} seeds"
-        for position, expected in (("post", "0"), ("pre", "-0.5 for large L")):
+        for position, expected in (("post", "0"), ("pre", f"{paper.PRE_EXPONENT:g} for large L")):
             lines = [(DEPTHS, [self.last_gradient(position, layers, seed) for layers in DEPTHS])
                      for seed in self.seeds[:DEPTH_SEEDS]]  # fmt: skip
             claim = f"{title(position)}: exponent in L of the last W2's gradient norm; the theory: {expected}"
@@ -189,14 +188,16 @@ class Models:
         return checks
 
     def boundedness(self, seen):
-        """(0.1, 0.125)-bounded hidden states, as the paper found them; the spread falls with d."""
+        """(epsilon, delta)-bounded hidden states, as the paper found them; the spread falls with d."""
         checks = []
         for (position, founds), stack in itertools.product(seen.items(), STACKS):
             epsilon = max(found.value for found in of_stack(founds, "hidden", "epsilon", stack).values())
-            claim = f"{title(position)} {stack}: P[Z > 1.1 EZ] <= 0.125, Z = ||x||^2 after the FFN, all layers"
-            note = f"smallest epsilon at delta = 0.125: {epsilon:.3f} in the layer where it is largest"
+            few = f"P[Z > {1 + paper.EPSILON:g} EZ] <= {paper.DELTA:g}"
+            claim = f"{title(position)} {stack}: {few}, Z = ||x||^2 after the FFN, all layers"
+            note = f"smallest epsilon at delta = {paper.DELTA:g}: {epsilon:.3f} in the layer where it is largest"
             shares = of_stack(founds, "hidden", "delta", stack, intervals.share)
-            checks.append(of_worst("(0.1, 0.125)-bounded", claim, self.setting, shares, (-math.inf, 0.125), note, strict=False))
+            allowed = (-math.inf, paper.DELTA)
+            checks.append(of_worst(paper.BOUNDED, claim, self.setting, shares, allowed, note, strict=False))
         return checks
 
 
@@ -205,7 +206,7 @@ def of_stack(founds, kind, name, stack, estimate=intervals.mean):
 
     ``founds``: of :meth:`Models.observe`; ``kind``: its list of rows with ``stack``, ``layer`` and ``name``.
     """
-    estimates = gradient_tables.by_layer(founds, kind, name, estimate)
+    estimates = by_layer(founds, kind, name, estimate)
     return {f"layer {layer}": found for (where, layer), found in estimates.items() if where == stack}
 
 
