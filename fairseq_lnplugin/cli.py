@@ -17,7 +17,7 @@ COMMANDS = {
     "average": ("fairseq_lnplugin.study.average", "average the parameters of several checkpoints into one"),
     "environment": ("fairseq_lnplugin.study.environment", "code, versions and device of this machine, as JSON"),
     "gradients": ("fairseq_lnplugin.analysis.expected_gradient", "expected gradients by layer and depth (figure 3)"),
-    "theory": ("fairseq_lnplugin.analysis.theory", "checks of the lemmas, theorem 1 and appendix F"),
+    "theory": ("fairseq_lnplugin.analysis.theory_report", "checks of the lemmas, theorem 1 and appendix F"),
     "map": ("fairseq_lnplugin.analysis.norm_map", "where every layer normalization of a model sits"),
 }
 

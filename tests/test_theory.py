@@ -1,4 +1,4 @@
-"""fairseq_lnplugin/analysis/theory.py, theory_on_model.py and study/intervals.py (the paper's section 3.3, appendices A to F)."""
+"""fairseq_lnplugin/analysis/theory*.py and study/intervals.py (the paper's section 3.3, appendices A to F)."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_lnplugin import fused, ln_position
-from fairseq_lnplugin.analysis import theory, theory_on_model
+from fairseq_lnplugin.analysis import theory, theory_on_model, theory_report
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
@@ -34,7 +34,7 @@ def verdicts(checks):
 def arguments(*argv):
     """The command's parsed flags."""
     parser = argparse.ArgumentParser()
-    theory.add_arguments(parser)
+    theory_report.add_arguments(parser)
     return parser.parse_args([str(word) for word in argv])
 
 
@@ -369,18 +369,19 @@ def test_a_wide_interval_is_no_proof():
 def test_the_command_writes_its_files_and_says_that_all_holds(tmp_path, monkeypatch):
     """Exit status 0."""
     monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
-    assert not theory.run(arguments("--out", tmp_path / "out"))
+    assert not theory_report.run(arguments("--out", tmp_path / "out"))
     assert "- All else holds." in (tmp_path / "out/THEORY.md").read_text()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"THEORY.md", "theory.tsv", "theory.json", "figures"}
     assert json.loads((tmp_path / "out/theory.json").read_text())["checks"][0]["verdict"] == "holds"
 
 
 def test_a_failed_claim_is_named_and_gives_exit_status_1(tmp_path, monkeypatch):
-    """Lemma 1 with a ReLU that leaks."""
-    monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
+    """Lemma 1 with a ReLU that leaks; lemma 3 has none."""
+    monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1, theory.lemma_3))
     monkeypatch.setattr(theory.F, "relu", lambda x: F.leaky_relu(x, 0.3))
-    assert theory.run(arguments("--out", tmp_path)) == 1
-    assert "- FAILS: lemma 1, E||ReLU(X)||^2" in (tmp_path / "THEORY.md").read_text()
+    assert theory_report.run(arguments("--out", tmp_path)) == 1
+    report = (tmp_path / "THEORY.md").read_text()
+    assert "- FAILS: lemma 1, E||ReLU(X)||^2" in report and "- All else holds." in report
 
 
 def test_a_folder_that_is_none_is_refused_before_any_work(tmp_path):
@@ -388,7 +389,7 @@ def test_a_folder_that_is_none_is_refused_before_any_work(tmp_path):
     with pytest.raises(
         SystemExit, match="^fairseq-ln theory: there is no folder .*; give the output folder of fairseq-preprocess$"
     ):
-        theory.run(arguments(tmp_path / "none", "--out", tmp_path / "out"))
+        theory_report.run(arguments(tmp_path / "none", "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -398,13 +399,13 @@ def test_a_folder_with_too_few_pairs_is_told_without_flags_that_there_are_not(da
     with pytest.raises(
         SystemExit, match="has not 100000 mini-batches of 1,024 tokens; give a folder with more pairs, or leave it out$"
     ):
-        theory.run(arguments(data_bin, "--out", tmp_path / "out"))
+        theory_report.run(arguments(data_bin, "--out", tmp_path / "out"))
 
 
 def test_flags_of_the_training_model_need_its_data(tmp_path):
     """Not passed over in silence."""
     with pytest.raises(SystemExit, match="--weight-init is about the training model; give DATA, or leave it out$"):
-        theory.run(arguments("--out", tmp_path / "out", "--weight-init", "fairseq"))
+        theory_report.run(arguments("--out", tmp_path / "out", "--weight-init", "fairseq"))
     assert not (tmp_path / "out").exists()
 
 
@@ -412,14 +413,14 @@ def test_flags_of_the_training_model_need_its_data(tmp_path):
 def test_a_seed_that_is_none_is_refused_before_any_work(seed, tmp_path):
     """One sentence, nothing written."""
     with pytest.raises(SystemExit, match=f"^fairseq-ln theory: --seed {seed} is not a whole number from 0 to 2147483647$"):
-        theory.run(arguments("--out", tmp_path / "out", "--seed", seed))
+        theory_report.run(arguments("--out", tmp_path / "out", "--seed", seed))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_report_has_the_commands_arguments(tmp_path, monkeypatch):
     """What it takes to make it again."""
     monkeypatch.setattr(theory, "CHECKS", (theory.lemma_1,))
-    theory.run(arguments("--out", tmp_path, "--seed", 7))
+    theory_report.run(arguments("--out", tmp_path, "--seed", 7))
     assert "`fairseq-ln theory --out OUT --seed 7`" in (tmp_path / "THEORY.md").read_text()
 
 
