@@ -1,4 +1,4 @@
-"""fairseq_lnplugin/analysis/expected_gradient.py (the paper's figure 3 and section 3.4)."""
+"""fairseq_lnplugin/analysis/expected_gradient.py and measurements.py (the paper's figure 3 and section 3.4)."""
 
 import argparse
 import csv
@@ -20,7 +20,7 @@ from fairseq import utils
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq.optim.adam import Adam
 
-from fairseq_lnplugin.analysis import expected_gradient, gradient_report
+from fairseq_lnplugin.analysis import expected_gradient, gradient_report, measurements
 
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
 
@@ -360,16 +360,16 @@ def test_a_checkpoint_trained_under_activation_checkpointing_is_measured_as_any_
 def test_a_measurement_that_the_disk_took_half_of_leaves_nothing(tmp_path, monkeypatch):
     """One sentence; the file is as before."""
     path = tmp_path / "measurements.jsonl"
-    expected_gradient.append(path, {"shared": 1})
+    measurements.append(path, {"shared": 1})
     before = path.read_bytes()
 
     class Full(io.FileIO):
         def write(self, line):
             return super().write(line[:3])
 
-    monkeypatch.setattr(expected_gradient, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+    monkeypatch.setattr(measurements, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
     with pytest.raises(expected_gradient.UserError, match="No space left on device"):
-        expected_gradient.append(path, {"shared": 2})
+        measurements.append(path, {"shared": 2})
     assert path.read_bytes() == before
 
 

@@ -2,3 +2,7 @@
 
 #: The largest --seed: it and those counted on from it have to be seeds of numpy's, which end at 2^32 - 1.
 MAX_SEED = 2**31 - 1
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is one sentence for the user."""

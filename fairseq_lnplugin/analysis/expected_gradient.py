@@ -16,7 +16,6 @@ the same command goes on where it was killed, and several commands with differen
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -33,7 +32,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables, paper
+from fairseq_lnplugin.analysis import MAX_SEED, UserError, gradient_report, gradient_tables, measurements, paper
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
@@ -42,14 +41,6 @@ from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-FILE_NAME = "measurements.jsonl"
-#: Of each of its lines.
-BEGINNING = b'{"shared":'
 #: Hidden states are looked at in a run's first mini-batches only, so that memory does not grow with their number.
 HIDDEN_BATCHES = 4
 #: Of the Adam whose first updates are predicted (appendix A.1; epsilon is fairseq's default, and fairseq adds it to the root of
@@ -100,10 +91,6 @@ def add_arguments(parser):
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
 
-class UserError(Exception):
-    """Something the user can put right; the message is one sentence for the user."""
-
-
 def run(args):
     """Measure what is not measured yet, and write the report.
 
@@ -129,7 +116,8 @@ def measure_all(args):
     shared = {"data": data.fingerprint, "subset": args.subset, "max_tokens": args.max_tokens, "batches": args.batches}
     shared |= common(sources)
     out = Path(args.out)
-    done = {gradient_tables.identity(record["unit"]) for record in load(out / FILE_NAME, shared)}
+    path = out / measurements.FILE_NAME
+    done = {gradient_tables.identity(record["unit"]) for record in measurements.load(path, shared)}
     todo = [(source, seed) for seed in args.seeds for source in sources]
     left = [(source, seed) for source, seed in todo if gradient_tables.identity(source.unit(seed)) not in done]
     say(f"{len(todo)} models (with seeds), {len(todo) - len(left)} measured before; {args.batches} mini-batches each")
@@ -145,12 +133,12 @@ def measure_all(args):
         result = measure(model.to(device), criterion, batches, seed, lambda share, title=title: clock.show(title, share))
         record = {"shared": shared, "unit": source.unit(seed), **result, "seconds": round(time.monotonic() - began, 3)}
         record["measured_with"] = {name: made_with[name] for name in ("commit", "dirty", "torch", "device")}
-        append(out / FILE_NAME, record)
+        measurements.append(path, record)
         clock.finish(source.layers + 3)
         say(f"{title}: last W2 {headline(record)}, {record['seconds']:.0f} s{clock.left()}")
         del model, criterion
     facts = {"data": data.facts, "lr_adam": args.lr_adam, "lr_sgd": args.lr_sgd, "environment": made_with}
-    records = load(out / FILE_NAME, shared)  # with what other commands measured meanwhile
+    records = measurements.load(path, shared)  # with what other commands measured meanwhile
     try:
         gradient_report.write(out, records, facts)
     except OSError as error:
@@ -593,75 +581,6 @@ def bounded(z):
     at = max(math.ceil((1 - paper.DELTA) * len(z)), 1)
     epsilon = z.kthvalue(at).values.item() / mean - 1
     return epsilon, (z > (1 + paper.EPSILON) * mean).double().mean().item(), mean
-
-
-# -- The file of measurements --
-
-
-def load(path, shared):
-    """The records in ``path``; makes its folder, and cuts off a line that a kill left unfinished.
-
-    Raises:
-        UserError: it holds something else, or measurements with other settings than ``shared``.
-
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            return []
-        with open(path, "rb+") as file, alone(file):
-            lines = file.read().split(b"\n")
-            records = [parsed(line, number, path, shared) for number, line in enumerate(lines[:-1], 1)]
-            if lines[-1] and not lines[-1].startswith(BEGINNING[: len(lines[-1])]):
-                raise foreign(path, len(lines))
-            file.truncate(file.tell() - len(lines[-1]))
-    except OSError as error:
-        raise UserError(f"{path} cannot be used ({error.strerror}); give another --out") from None
-    return records
-
-
-def parsed(line, number, path, shared):
-    """The record in a line of ``path``."""
-    try:
-        record = json.loads(line)
-        there = record["shared"]
-        _ = record["unit"], record["matrices"], record["hidden"]
-    except (ValueError, KeyError, TypeError):
-        raise foreign(path, number) from None
-    for name, value in shared.items():
-        if there.get(name) != value:
-            raise UserError(
-                f"{path.parent} holds measurements with {name.replace('_', '-')} {there.get(name)}, and now it is {value}; "
-                "give another --out"
-            )
-    return record
-
-
-def foreign(path, number):
-    """The error for a line that is none of ours."""
-    return UserError(f"line {number} of {path} is no measurement; move the file away and start again")
-
-
-@contextlib.contextmanager
-def alone(file):
-    """Inside, no other command reads or writes ``file``, where the system has such locks."""
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-    yield
-
-
-def append(path, record):
-    """Add one record, in one write."""
-    line = (json.dumps(record) + "\n").encode()
-    try:
-        with open(path, "ab", buffering=0) as file, alone(file):
-            end = file.seek(0, os.SEEK_END)
-            if file.write(line) < len(line):  # a disk may take a part of it
-                file.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room and start again to go on") from None
 
 
 # -- Progress --

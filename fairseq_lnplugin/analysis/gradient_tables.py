@@ -1,6 +1,6 @@
 """From the measurements of ``fairseq-ln gradients`` to numbers: groups, means over seeds, factors by layer, exponents by depth.
 
-A *measurement* is one line of measurements.jsonl (see :mod:`~fairseq_lnplugin.analysis.expected_gradient`), a *group* all of them
+A *measurement* is one line of measurements.jsonl (see :mod:`~fairseq_lnplugin.analysis.measurements`), a *group* all of them
 that differ in the seed only. Every interval is over seeds, one value a seed.
 """
 
