@@ -45,10 +45,10 @@ def measured(out):
 
 def one_model(args, seed=1):
     """Model, criterion, mini-batches and task of the first model that ``args`` ask for."""
-    data = expected_gradient.Data(args)
+    data = expected_gradient.Data(args.data, args.subset)
     utils.set_torch_seed(seed)
     model, criterion = expected_gradient.initial_models(args)[0].build(data.task)
-    return model, criterion, list(data.batches(args, seed, model)), data
+    return model, criterion, list(data.batches(args.batches, args.max_tokens, seed, model)), data
 
 
 def norms(model, criterion, batches, quantity="expected_gradient", seed=1):
@@ -543,10 +543,11 @@ def test_a_file_with_something_else_in_it_is_left_alone(notes, data_bin, tmp_pat
 def test_the_data_are_called_as_their_corpus_says(data_bin, tmp_path):
     """corpus.json beside a folder bin; else the folder's name."""
     data = shutil.copytree(data_bin, tmp_path / "talks" / "bin")
-    assert expected_gradient.Data(new(data, tmp_path)).facts["name"] == "talks"
+    assert expected_gradient.Data(str(data), "train").facts["name"] == "talks"
     (tmp_path / "talks" / "corpus.json").write_text('{"name": "iwslt14-de-en"}')
-    assert expected_gradient.Data(new(data, tmp_path)).facts["name"] == "iwslt14-de-en"
-    assert expected_gradient.Data(new(data, tmp_path, "--data-name", "mine")).facts["name"] == "mine"
+    assert expected_gradient.Data(str(data), "train").facts["name"] == "iwslt14-de-en"
+    expected_gradient.run(new(data, tmp_path, "--data-name", "mine"))
+    assert json.loads((tmp_path / "figure3.json").read_text())["facts"]["data"]["name"] == "mine"
 
 
 def test_a_report_that_cannot_be_written_is_one_sentence_and_measurements_stay(data_bin, tmp_path):

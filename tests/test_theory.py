@@ -443,8 +443,8 @@ def test_rho_is_the_gain_of_an_ffn_as_its_scheme_starts_it(weight_init):
 
 
 @pytest.fixture
-def models(data_bin, tmp_path):
-    return theory_on_model.Models(arguments(data_bin, "--out", tmp_path, "--arch", "transformer_ln_study_tiny"))
+def models(data_bin):
+    return theory_on_model.Models(str(data_bin), "transformer_ln_study_tiny", "xavier_uniform", 1)
 
 
 def test_the_claims_hold_on_the_training_model(models):
@@ -565,18 +565,16 @@ def test_a_factors_interval_is_over_seeds_and_not_over_layers(models):
 def test_moving_the_training_models_norm_fails_lemma_2(models, monkeypatch):
     """A Post-LN that leaves out its LN."""
     monkeypatch.setattr(ln_position.PostLN, "leave", lambda self, x, y, layer_input, dropout: fused.dropout_add(x, y, dropout))
-    with models.errors():
-        seen = {position: [models.observe(position, seed) for seed in (1, 2, 3)] for position in ("post", "pre")}
-        failed = [check for check in models.lemma_2(seen, seen["post"][0]["cfg"]) if check.verdict == "FAILS"]
+    seen = {position: [models.observe(position, seed) for seed in (1, 2, 3)] for position in ("post", "pre")}
+    failed = [check for check in models.lemma_2(seen, seen["post"][0]["cfg"]) if check.verdict == "FAILS"]
     failed = [check for check in failed if "x^post,5" in check.claim]
     assert len(failed) == 2 and all(check.measured.low > check.allowed[1] for check in failed)
 
 
 def test_pads_do_not_ask_how_uniform_attention_is(models):
     """A mini-batch with more pads behind each target and before each source has the same shares."""
-    with models.errors():
-        model, _ = models.build("pre", 2, 1)
-        sample = next(iter(models.data.batches(models.args, 1, model)))["net_input"]
+    model, _ = models.build("pre", 2, 1)
+    sample = next(iter(models.batches(1, model)))["net_input"]
     shares = []
     for more in (0, 5):
         pads = model.encoder.padding_idx
@@ -593,13 +591,12 @@ def test_pads_do_not_ask_how_uniform_attention_is(models):
 
 def test_measuring_attention_does_not_change_the_model(models):
     """The probabilities are a by-product."""
-    with models.errors():
-        model, criterion = models.build("post", 2, 1)
-        sample = next(iter(models.data.batches(models.args, 1, model)))
-        model.train()
-        with torch.no_grad():
-            plain = criterion(model, sample)[0]
-            with theory_on_model.recorded_uniformity(model, sample) as kept:
-                recorded = criterion(model, sample)[0]
+    model, criterion = models.build("post", 2, 1)
+    sample = next(iter(models.batches(1, model)))
+    model.train()
+    with torch.no_grad():
+        plain = criterion(model, sample)[0]
+        with theory_on_model.recorded_uniformity(model, sample) as kept:
+            recorded = criterion(model, sample)[0]
     assert len(kept) == 6 and all(0 < share <= 1 for share in kept)
     assert recorded.item() == pytest.approx(plain.item(), rel=1e-5)

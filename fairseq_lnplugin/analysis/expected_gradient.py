@@ -16,6 +16,7 @@ the same command goes on where it was killed, and several commands with differen
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -38,6 +39,7 @@ from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
 from fairseq_lnplugin.ln_position import LN_POSITIONS
 from fairseq_lnplugin.study.environment import environment
+from fairseq_lnplugin.study.wording import duration
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
@@ -47,7 +49,7 @@ HIDDEN_BATCHES = 4
 #: the second moment before the correction of its bias).
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.98, 1e-8
 #: What all models of one folder have in common.
-SHARED = ("arch", "dropout", "label_smoothing", "compute_dtype")
+SHARED = tuple(paper.SETTINGS)
 
 
 def add_arguments(parser):
@@ -111,8 +113,9 @@ def run(args):
 def measure_all(args):
     """What :func:`run` does, with errors as exceptions."""
     check(args)
-    data = Data(args)
-    sources = checkpoints(args, data) if args.checkpoint else initial_models(args)
+    languages = (args.source_lang, args.target_lang) if args.source_lang else None
+    data = Data(args.data, args.subset, languages, args.data_name)
+    sources = trained_models(args, data.task) if args.checkpoint else initial_models(args)
     shared = {"data": data.fingerprint, "subset": args.subset, "max_tokens": args.max_tokens, "batches": args.batches}
     shared |= common(sources)
     out = Path(args.out)
@@ -128,9 +131,9 @@ def measure_all(args):
         utils.set_torch_seed(seed)
         np.random.seed(seed)
         model, criterion = source.build(data.task)
-        batches = data.batches(args, seed, model)
+        batches = data.batches(args.batches, args.max_tokens, seed, model)
         began = time.monotonic()
-        result = measure(model.to(device), criterion, batches, seed, lambda share, title=title: clock.show(title, share))
+        result = measure(model.to(device), criterion, batches, seed, functools.partial(clock.show, title))
         record = {"shared": shared, "unit": source.unit(seed), **result, "seconds": round(time.monotonic() - began, 3)}
         record["measured_with"] = {name: made_with[name] for name in ("commit", "dirty", "torch", "device")}
         measurements.append(path, record)
@@ -182,56 +185,112 @@ def check(args):
         raise UserError(f"--seeds {min(args.seeds)} is negative; give whole numbers from 0 on")
     if max(args.seeds) > MAX_SEED:
         raise UserError(f"--seeds {max(args.seeds)} is too large; give whole numbers up to {MAX_SEED}")
-    for name, bound in (("dropout", 1), ("label_smoothing", 1)):
+    for name in ("dropout", "label_smoothing"):
         value = getattr(args, name)
-        if value is not None and not 0 <= value < bound:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not in [0, {bound}); give a share such as 0.1")
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not in [0, 1); give a share such as 0.1")
     for name in ("lr_adam", "lr_sgd"):
         if not getattr(args, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
-    if args.arch is not None and not issubclass(ARCH_MODEL_REGISTRY.get(args.arch, object), TransformerLNStudyModel):
-        names = sorted(name for name, model in ARCH_MODEL_REGISTRY.items() if issubclass(model, TransformerLNStudyModel))
-        raise UserError(f"--arch {args.arch} is no Transformer of this plug-in; choose from {', '.join(names)}")
+    if (args.source_lang is None) != (args.target_lang is None):
+        raise UserError("--source-lang and --target-lang go together; give both or none")
+    if args.arch is not None:
+        check_arch(args.arch)
+
+
+def check_arch(arch):
+    """Refuse the name of an architecture that is no Transformer of this plug-in.
+
+    Raises:
+        UserError: it is none.
+
+    """
+    if not is_ours(arch):
+        names = ", ".join(sorted(filter(is_ours, ARCH_MODEL_REGISTRY)))
+        raise UserError(f"--arch {arch} is no Transformer of this plug-in; choose from {names}")
+
+
+def is_ours(arch):
+    """Whether an architecture is a Transformer of this plug-in."""
+    return issubclass(ARCH_MODEL_REGISTRY.get(arch, object), TransformerLNStudyModel)
+
+
+def initial_models(args):
+    """The grid of ``--weight-init``, ``--ln-position`` and ``--layers``; the paper's settings where a flag is left out."""
+    given = {name: getattr(args, name) for name in SHARED if getattr(args, name) is not None}
+    return [
+        InitialModel(weight_init, ln_position, layers, **paper.SETTINGS | given)
+        for weight_init in args.weight_init or [paper.INIT]
+        for layers in args.layers or [6]
+        for ln_position in args.ln_position or ["post", "pre"]
+    ]
+
+
+def trained_models(args, task):
+    """The models of ``--checkpoint``, each built once, so that one that does not fit stops the command before any work.
+
+    Raises:
+        UserError: one cannot be measured, or is not what another flag asks for.
+
+    """
+    models = [TrainedModel(path, args.dropout, args.label_smoothing, args.compute_dtype) for path in args.checkpoint]
+    for model in models:
+        for name in ("arch", "weight_init", "ln_position", "layers"):
+            asked = getattr(args, name)
+            if asked is not None and getattr(model, name) not in np.atleast_1d(asked):
+                raise UserError(
+                    f"{model.path} has --{name.replace('_', '-')} {getattr(model, name)}, which is not what was asked for; leave "
+                    "the flag out, a checkpoint has its own"
+                )
+        model.build(task)
+    return models
 
 
 # -- Data --
 
 
 class Data:
-    """A folder of fairseq-preprocess: its task, and the mini-batches that fairseq-train makes of it."""
+    """A folder of fairseq-preprocess: its task, and the mini-batches that fairseq-train makes of it.
 
-    def __init__(self, args):
-        if not os.path.isdir(args.data):
-            raise UserError(f"there is no folder {args.data}; give the output folder of fairseq-preprocess")
-        if (args.source_lang is None) != (args.target_lang is None):
-            raise UserError("--source-lang and --target-lang go together; give both or none")
-        langs = [f"--{side}-lang={getattr(args, f'{side}_lang')}" for side in ("source", "target") if args.source_lang]
+    ``subset``: the part of it to take; ``languages``: the pair (source, target), default: as its files are named; ``name``: what
+    a report calls it, default: :func:`name_of`.
+
+    Raises:
+        UserError: it cannot be read, or has no sentence.
+
+    """
+
+    def __init__(self, folder, subset, languages=None, name=None):
+        self.folder = folder
+        if not os.path.isdir(folder):
+            raise UserError(f"there is no folder {folder}; give the output folder of fairseq-preprocess")
+        flags = [f"--source-lang={languages[0]}", f"--target-lang={languages[1]}"] if languages else []
         try:
-            self.task = tasks.setup_task(configuration([args.data, *langs]).task)
-            self.task.load_dataset(args.subset)
-            self.dataset = self.task.dataset(args.subset)
+            self.task = tasks.setup_task(configuration([folder, *flags]).task)
+            self.task.load_dataset(subset)
+            self.dataset = self.task.dataset(subset)
         except Exception as error:  # whatever fairseq raises on files that are missing or no data
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{args.data} has no part {args.subset!r} that can be read ({text}); see fairseq-preprocess"
-            ) from None
+            raise UserError(f"{folder} has no part {subset!r} that can be read ({text}); see fairseq-preprocess") from None
         if len(self.dataset) == 0:
-            raise UserError(f"the part {args.subset!r} of {args.data} has no sentence; give another --subset or folder")
+            raise UserError(f"the part {subset!r} of {folder} has no sentence; give another --subset or folder")
         cfg = self.task.cfg
-        files = sorted(Path(args.data).glob(f"{args.subset}.*.idx"))
-        files += [Path(args.data) / f"dict.{lang}.txt" for lang in (cfg.source_lang, cfg.target_lang)]
+        files = sorted(Path(folder).glob(f"{subset}.*.idx"))
+        files += [Path(folder) / f"dict.{lang}.txt" for lang in (cfg.source_lang, cfg.target_lang)]
         self.fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
         self.facts = {
-            "name": args.data_name or name_of(Path(args.data).resolve()),
-            "subset": args.subset,
+            "name": name or name_of(Path(folder).resolve()),
+            "subset": subset,
             "pairs": len(self.dataset),
             "languages": f"{cfg.source_lang}-{cfg.target_lang}",
             "types": [len(self.task.source_dictionary), len(self.task.target_dictionary)],
             "sha256": self.fingerprint,
         }
 
-    def batches(self, args, seed, model):
-        """The first ``--batches`` mini-batches of the first epoch of ``fairseq-train --seed``, as an iterator.
+    def batches(self, count, max_tokens, seed, model):
+        """The first ``count`` mini-batches of the first epoch of ``fairseq-train --seed``, as an iterator.
+
+        ``max_tokens``: in a mini-batch at most; ``model``: no sentence is longer than it can take.
 
         Raises:
             UserError: an epoch has fewer.
@@ -240,18 +299,18 @@ class Data:
         with contextlib.redirect_stdout(sys.stderr):
             epoch = self.task.get_batch_iterator(
                 self.dataset,
-                max_tokens=args.max_tokens,
-                max_positions=utils.resolve_max_positions(self.task.max_positions(), model.max_positions(), args.max_tokens),
+                max_tokens=max_tokens,
+                max_positions=utils.resolve_max_positions(self.task.max_positions(), model.max_positions(), max_tokens),
                 ignore_invalid_inputs=True,
                 seed=seed,
                 disable_iterator_cache=True,
             ).next_epoch_itr(shuffle=True)
-        if len(epoch) < args.batches:
+        if len(epoch) < count:
             raise UserError(
-                f"{args.data} has {len(epoch)} mini-batches of {args.max_tokens} tokens and --batches is {args.batches}; ask for "
-                "fewer, or lower --max-tokens"
+                f"{self.folder} has {len(epoch)} mini-batches of {max_tokens} tokens and --batches is {count}; ask for fewer, or "
+                "lower --max-tokens"
             )
-        return (next(epoch) for _ in range(args.batches))
+        return (next(epoch) for _ in range(count))
 
 
 def name_of(folder):
@@ -275,15 +334,11 @@ def configuration(argv):
 
 
 class InitialModel:
-    """A model as fairseq-train starts it: position, init and depth."""
+    """A model as fairseq-train starts it: init, position, layers of each stack, and the settings :data:`SHARED`."""
 
-    def __init__(self, args, weight_init, ln_position, layers):
-        self.weight_init, self.ln_position, self.layers = weight_init, ln_position, layers
-        self.arch = args.arch or paper.SETTINGS["arch"]
-        self.dropout = 0.1 if args.dropout is None else args.dropout
-        self.label_smoothing = 0.1 if args.label_smoothing is None else args.label_smoothing
-        self.compute_dtype = args.compute_dtype or "float32"
-        self.data = args.data
+    def __init__(self, weight_init, ln_position, layers, arch, dropout, label_smoothing, compute_dtype):
+        self.weight_init, self.ln_position, self.layers, self.arch = weight_init, ln_position, layers, arch
+        self.dropout, self.label_smoothing, self.compute_dtype = dropout, label_smoothing, compute_dtype
         self.title = f"{ln_position}, {layers}-{layers}, {weight_init}"
 
     def unit(self, seed):
@@ -300,7 +355,7 @@ class InitialModel:
         """The model with new weights, from torch's random numbers as they stand, and its criterion."""
         cfg = configuration(
             [
-                self.data,
+                task.cfg.data,
                 f"--arch={self.arch}",
                 f"--ln-position={self.ln_position}",
                 f"--weight-init={self.weight_init}",
@@ -315,25 +370,21 @@ class InitialModel:
         return task.build_model(cfg.model), task.build_criterion(cfg.criterion)
 
 
-def initial_models(args):
-    """The grid of ``--weight-init``, ``--ln-position`` and ``--layers``."""
-    return [
-        InitialModel(args, weight_init, ln_position, layers)
-        for weight_init in args.weight_init or [paper.INIT]
-        for layers in args.layers or [6]
-        for ln_position in args.ln_position or ["post", "pre"]
-    ]
-
-
 class TrainedModel:
-    """A model of a checkpoint; what its flags were, as it was trained, is what it is measured with."""
+    """A model of a checkpoint, with the settings that it was trained with but for those that are given here.
 
-    def __init__(self, path, args):
+    Raises:
+        UserError: it is no Transformer of this plug-in, or its stacks differ in depth.
+        CheckpointError: the file cannot be read.
+
+    """
+
+    def __init__(self, path, dropout=None, label_smoothing=None, compute_dtype=None):
         self.path = path
         state = read_checkpoint(path)
         cfg = state["cfg"].model
         self.arch = getattr(cfg, "arch", None) or getattr(cfg, "_name", None)
-        if not issubclass(ARCH_MODEL_REGISTRY.get(self.arch, object), TransformerLNStudyModel):
+        if not is_ours(self.arch):
             raise UserError(f"{path} holds a model of architecture {self.arch}; give a checkpoint of this plug-in's Transformer")
         if cfg.encoder_layers != cfg.decoder_layers:
             raise UserError(
@@ -342,17 +393,11 @@ class TrainedModel:
         if any(getattr(cfg, f"{stack}_layerdrop", 0) for stack in gradient_tables.STACKS):
             raise UserError(f"{path} was trained with LayerDrop, and a layer that is dropped has no gradient; give one without")
         self.weight_init, self.ln_position, self.layers = cfg.weight_init, cfg.ln_position, cfg.encoder_layers
-        for name in ("arch", "weight_init", "ln_position", "layers"):
-            asked = getattr(args, name)
-            if asked is not None and getattr(self, name) not in np.atleast_1d(asked):
-                raise UserError(
-                    f"{path} has --{name.replace('_', '-')} {getattr(self, name)}, which is not what was asked for; leave the "
-                    "flag out, a checkpoint has its own"
-                )
-        trained = getattr(state["cfg"].criterion, "label_smoothing", None) if state["cfg"].criterion is not None else None
-        self.dropout = cfg.dropout if args.dropout is None else args.dropout
-        self.label_smoothing = next((value for value in (args.label_smoothing, trained) if value is not None), 0.1)
-        self.compute_dtype = args.compute_dtype or cfg.compute_dtype
+        trained = getattr(state["cfg"].criterion, "label_smoothing", None)
+        smoothings = (label_smoothing, trained, paper.SETTINGS["label_smoothing"])
+        self.label_smoothing = next(value for value in smoothings if value is not None)
+        self.dropout = cfg.dropout if dropout is None else dropout
+        self.compute_dtype = compute_dtype or cfg.compute_dtype
         history = state.get("optimizer_history") or [{}]
         self.updates = history[-1].get("num_updates", 0)
         self.training = training_facts(state["cfg"])
@@ -406,18 +451,10 @@ def training_facts(cfg):
     return {name: value for name, value in found.items() if value is not None}
 
 
-def checkpoints(args, data):
-    """The models of ``--checkpoint``, each built once, so that one that does not fit stops the command before any work."""
-    models = [TrainedModel(path, args) for path in args.checkpoint]
-    for model in models:
-        model.build(data.task)
-    return models
-
-
 # -- One model --
 
 
-def measure(model, criterion, batches, seed, progress=lambda share: None):
+def measure(model, criterion, batches, seed, progress=lambda batches_done: None):
     """Gradient norms and hidden-state norms of one model.
 
     ``batches``: an iterator over fairseq's samples; ``seed``: mini-batch b (from 0) is run with the random numbers of
@@ -604,11 +641,11 @@ class Clock:
         self.work, self.done = work, 0
         self.began = self.shown = time.monotonic()
 
-    def show(self, title, batches):
+    def show(self, title, batches_done):
         """A line of progress within one model, if there was none for half a minute."""
         if time.monotonic() - self.shown > 30:
             self.shown = time.monotonic()
-            say(f"{title}: {batches} mini-batches done{self.left()}")
+            say(f"{title}: {batches_done} mini-batches done{self.left()}")
 
     def finish(self, work):
         """So much work is done."""
@@ -620,4 +657,4 @@ class Clock:
         if not 0 < self.done < self.work:
             return ""
         seconds = (time.monotonic() - self.began) / self.done * (self.work - self.done)
-        return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
+        return f", about {duration(seconds)} left"

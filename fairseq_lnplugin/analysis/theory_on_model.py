@@ -4,7 +4,6 @@ Without dropout, which the theory has none of; weights, embeddings, attention an
 Where the model's facts differ from the theory's by construction, what is checked is the value that follows from it.
 """
 
-import argparse
 import contextlib
 import functools
 import inspect
@@ -16,7 +15,7 @@ import torch
 from fairseq import utils
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import expected_gradient, paper
+from fairseq_lnplugin.analysis import UserError, expected_gradient, paper
 from fairseq_lnplugin.analysis.gradient_tables import STACKS, by_layer
 from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
 from fairseq_lnplugin.study import intervals
@@ -34,67 +33,58 @@ REAL = {"encoder": slice(-ROWS, None), "decoder": slice(ROWS)}
 class Models:
     """The training model of one named size and init, both positions, on one data folder.
 
+    ``folder``: made by fairseq-preprocess; ``seed``: the first of as many as the paper has; ``name``: what the report calls the
+    data, default: as its corpus.json or folder.
+
     Raises:
-        SystemExit: the data or the architecture cannot be used.
+        UserError: the data or the architecture cannot be used.
 
     """
 
-    def __init__(self, args):
-        parser = argparse.ArgumentParser()
-        expected_gradient.add_arguments(parser)
-        arch, weight_init = args.arch or paper.SETTINGS["arch"], args.weight_init or paper.INIT
-        flags = ["--arch", arch, "--weight-init", weight_init, "--dropout", "0"]
-        sizes = ["--batches", str(BATCHES), "--max-tokens", str(MAX_TOKENS)]
-        name = [f"--data-name={args.data_name}"] if args.data_name else []
-        self.args = parser.parse_args([args.data, "--out", args.out, *flags, *sizes, *name])
-        # as many as the paper has; of a layer they are the independent values
-        self.seeds = [args.seed + number for number in range(paper.SEEDS)]
+    def __init__(self, folder, arch, weight_init, seed, name=None):
+        self.weight_init, self.settings = weight_init, paper.SETTINGS | {"arch": arch, "dropout": 0.0}
+        # as many as the paper has; they are the independent values of each layer
+        self.seeds = [seed + number for number in range(paper.SEEDS)]
         self.setting = f"{arch}, {LAYERS}-{LAYERS}, {weight_init}, {paper.SEEDS} seeds"
-        with self.errors():
-            expected_gradient.check(self.args)
-            self.data = expected_gradient.Data(self.args)
-            model, _ = self.build("post", 1, self.seeds[0])
+        expected_gradient.check_arch(arch)
+        self.data = expected_gradient.Data(folder, "train", name=name)
+        model, _ = self.build("post", 1, seed)
         try:
-            self.data.batches(self.args, self.seeds[0], model)
-        except expected_gradient.UserError:
-            raise SystemExit(
-                f"fairseq-ln theory: {args.data} has not {BATCHES} mini-batches of {MAX_TOKENS:,} tokens; give a folder with "
-                "more pairs, or leave it out"
+            self.batches(seed, model)
+        except UserError:
+            raise UserError(
+                f"{folder} has not {BATCHES} mini-batches of {MAX_TOKENS:,} tokens; give a folder with more pairs, or leave it "
+                "out"
             ) from None
         self.described = {"arch": arch, "weight_init": weight_init, "data": self.data.facts}
         self.described |= {"batches": BATCHES, "max_tokens": MAX_TOKENS, "heads": model.cfg.decoder.attention_heads}
 
-    @contextlib.contextmanager
-    def errors(self):
-        """Turns the user's errors into the command's last word."""
-        try:
-            yield
-        except expected_gradient.UserError as error:
-            raise SystemExit(f"fairseq-ln theory: {error}") from None
-
     def build(self, position, layers, seed):
         """A new model and its criterion."""
-        source = expected_gradient.InitialModel(self.args, self.args.weight_init[0], position, layers)
+        source = expected_gradient.InitialModel(self.weight_init, position, layers, **self.settings)
         utils.set_torch_seed(seed)
         np.random.seed(seed)
         return source.build(self.data.task)
 
+    def batches(self, seed, model):
+        """An iterator over the mini-batches of a seed."""
+        return self.data.batches(BATCHES, MAX_TOKENS, seed, model)
+
     def checks(self):
-        """Lists of checks, as they get ready."""
-        with self.errors():
-            seen = {position: [self.observe(position, seed) for seed in self.seeds] for position in ("post", "pre")}
-            cfg = seen["post"][0]["cfg"]
-            yield self.facts(seen)
-            yield self.lemma_2(seen, cfg)
-            yield self.lemma_3(seen)
-            yield self.theorem_1()
-            yield self.appendix_f(seen, cfg)
-            yield self.boundedness(seen)
+        """Lists of checks, as they get ready; errors as of :func:`expected_gradient.measure`."""
+        seen = {position: [self.observe(position, seed) for seed in self.seeds] for position in ("post", "pre")}
+        cfg = seen["post"][0]["cfg"]
+        yield self.facts(seen)
+        yield self.lemma_2(seen, cfg)
+        yield self.lemma_3(seen)
+        yield self.theorem_1()
+        yield self.appendix_f(seen, cfg)
+        yield self.boundedness(seen)
 
     def observe(self, position, seed):
         """All that the checks need of one model of :data:`LAYERS` layers."""
         model, criterion = self.build(position, LAYERS, seed)
-        batches = list(self.data.batches(self.args, seed, model))
+        batches = list(self.batches(seed, model))
         model.train()
         found = {"cfg": model.cfg, "inputs": inputs(model, batches[0])}
         with torch.no_grad(), expected_gradient.recorded_sums() as sums, recorded_uniformity(model, batches[0]) as uniformity:
@@ -157,7 +147,7 @@ class Models:
     def theorem_1(self):
         """The last W2's gradient against the number of layers, a first look; figure 3 is ``fairseq-ln gradients``."""
         checks = []
-        setting = f"{self.args.arch}, {self.args.weight_init[0]}, layers {', '.join(map(str, DEPTHS))}, {DEPTH_SEEDS} seeds"
+        setting = f"{self.settings['arch']}, {self.weight_init}, layers {', '.join(map(str, DEPTHS))}, {DEPTH_SEEDS} seeds"
         for position, expected in (("post", "0"), ("pre", f"{paper.PRE_EXPONENT:g} for large L")):
             lines = [(DEPTHS, [self.last_gradient(position, layers, seed) for layers in DEPTHS])
                      for seed in self.seeds[:DEPTH_SEEDS]]  # fmt: skip
@@ -169,7 +159,7 @@ class Models:
     def last_gradient(self, position, layers, seed):
         """Batch gradient of W2 in the decoder's last layer."""
         model, criterion = self.build(position, layers, seed)
-        result = expected_gradient.measure(model, criterion, self.data.batches(self.args, seed, model), seed)
+        result = expected_gradient.measure(model, criterion, self.batches(seed, model), seed)
         return result["matrices"][-1]["batch_gradient"]
 
     def appendix_f(self, seen, cfg):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_lnplugin.analysis import MAX_SEED, figures, paper, theory, theory_on_model
+from fairseq_lnplugin.analysis import MAX_SEED, UserError, figures, paper, theory, theory_on_model
 from fairseq_lnplugin.analysis.gradient_report import data_words
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.environment import environment
@@ -62,7 +62,7 @@ def run(args):
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # fairseq's lines on every model, matplotlib's on every font
     try:
-        model = theory_on_model.Models(args) if args.data else None
+        model = training_models(args) if args.data else None
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(args.seed)
@@ -73,6 +73,8 @@ def run(args):
         facts = {"command": shlex.join(command), "seconds": round(time.monotonic() - began)}
         facts |= {"model": model and model.described, "environment": environment()}
         write(out, checks, on_model, facts)
+    except UserError as error:
+        raise SystemExit(f"fairseq-ln theory: {error}") from None
     except OSError as error:
         raise SystemExit(f"fairseq-ln theory: {args.out} cannot be written ({error.strerror}); give another --out") from None
     finally:
@@ -80,6 +82,12 @@ def run(args):
     failed = sum(check.verdict == "FAILS" for check in checks + on_model)
     print(f"{len(checks) + len(on_model)} checks, {failed} failed; see {out / 'THEORY.md'}")
     return 1 if failed else 0
+
+
+def training_models(args):
+    """The training models that the flags ask for; the paper's size and init where a flag is left out."""
+    arch, weight_init = args.arch or paper.SETTINGS["arch"], args.weight_init or paper.INIT
+    return theory_on_model.Models(args.data, arch, weight_init, args.seed, args.data_name)
 
 
 def told(checks):
