@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from gradient_records import FACTS, SHARED, record
+from matplotlib.figure import Figure
 
 from fairseq_lnplugin.analysis import expected_gradient, figures, gradient_report, gradient_tables
 
@@ -151,13 +152,11 @@ def test_post_lns_norm_stands_beside_the_papers_and_pre_lns_has_none_there():
 # -- figures.py --
 
 
-def panels(records, monkeypatch):
+def panels(records):
     """Points of every curve of each panel of figure 3, as lists of [x, y]."""
-    kept = []
-    monkeypatch.setattr(figures, "save", lambda figure, folder, name: kept.append(figure))
-    figures.gradients(None, gradient_tables.table(gradient_tables.grouped(records), 16))
-    figures.pyplot().close(kept[0])
-    return [[curve[0].get_xydata().tolist() for curve in axis.containers] for axis in kept[0].axes]
+    figure, rows = Figure(), gradient_tables.table(gradient_tables.grouped(records), 16)
+    figures.figure3(figure, [row for row in rows if row["quantity"] == "expected_gradient"])
+    return [[curve[0].get_xydata().tolist() for curve in axis.containers] for axis in figure.axes]
 
 
 def distinct_norm(stack, layer):
@@ -165,15 +164,15 @@ def distinct_norm(stack, layer):
     return {"encoder": 10, "decoder": 20}[stack] + layer
 
 
-def test_figure_3_has_the_decoders_layers_behind_the_encoders(monkeypatch):
+def test_figure_3_has_the_decoders_layers_behind_the_encoders():
     """In panels (a) and (b), both positions."""
-    a, b, *_ = panels([record(2, position, 1, distinct_norm) for position in ("post", "pre")], monkeypatch)
+    a, b, *_ = panels([record(2, position, 1, distinct_norm) for position in ("post", "pre")])
     assert a == b == [[[1, 11], [2, 12]], [[3, 21], [4, 22]]] * 2
 
 
-def test_figure_3_has_the_last_w2_of_each_depth(monkeypatch):
+def test_figure_3_has_the_last_w2_of_each_depth():
     """Panel (c) Pre-LN's, panel (d) Post-LN's, here with twice the norm."""
     records = [record(layers, "pre", 1, distinct_norm) for layers in (2, 3)]
     records += [record(layers, "post", 1, lambda stack, layer: 2 * distinct_norm(stack, layer)) for layers in (2, 3)]
-    *_, c, d = panels(records, monkeypatch)
+    *_, c, d = panels(records)
     assert (c, d) == ([[[2, 22], [3, 23]]], [[[2, 44], [3, 46]]])

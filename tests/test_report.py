@@ -23,8 +23,8 @@ from run_folders import (
 )
 
 from fairseq_lnplugin import cli
-from fairseq_lnplugin.analysis.intervals import Estimate
 from fairseq_lnplugin.study import claims, plots, tables
+from fairseq_lnplugin.study.intervals import Estimate
 from fairseq_lnplugin.study.page import page
 from fairseq_lnplugin.study.run_folder import RunFolderError, number, read_plan, read_run, read_study
 from fairseq_lnplugin.study.wording import schedule
