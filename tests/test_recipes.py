@@ -1275,14 +1275,19 @@ def test_official_dictionaries_are_used_where_the_corpus_has_them(tree):
 
 @pytest.mark.parametrize(
     ("gpus", "amx", "dtype"),
-    [("GPU 0: a card (UUID: 1)", False, "bfloat16"), ("", True, "bfloat16"), ("", False, "float32")],
-    ids=["GPU", "AMX", "neither"],
+    [
+        ("9.0", False, "bfloat16"),
+        (r"9.0\n7.5", False, "float32"),
+        ("", True, "bfloat16"),
+        ("", False, "float32"),
+    ],
+    ids=["GPU", "one older GPU", "AMX", "neither"],
 )
 def test_auto_takes_bfloat16_where_it_is_the_faster_and_float32_elsewhere(tree, gpus, amx, dtype):
-    """With a GPU, or with Intel's AMX; a dry run and a run decide alike."""
+    """With GPUs of compute capability 8 or more, or with Intel's AMX; a dry run and a run decide alike."""
     bin_folder = Path(tree.environment["PATH"].split(os.pathsep)[0])
     programs = {
-        "nvidia-smi": f"#!/bin/sh\necho '{gpus}'\n",
+        "nvidia-smi": f"#!/bin/sh\nprintf '{gpus}\n'\n",
         "grep": f'#!/bin/sh\ncase "$*" in *amx_bf16*) {str(amx).lower()}; exit ;; esac\nexec {shutil.which("grep")} "$@"\n',
     }
     for name, text in programs.items():
