@@ -9,11 +9,11 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from fairseq_lnplugin import cli
-from fairseq_lnplugin.study.claims import claims
+from fairseq_lnplugin.study.claims import Evidence, claims
 from fairseq_lnplugin.study.run_folder import read_study
 from fairseq_lnplugin.study.score import split_compounds
 from fairseq_lnplugin.study.significance import differences
-from fairseq_lnplugin.study.tables import by_name, means
+from fairseq_lnplugin.study.tables import by_name
 
 GENERATOR = random.Random(1)
 TARGETS = [" ".join(f"Wort{GENERATOR.randrange(30)}" for _ in range(8)) for _ in range(40)]
@@ -142,7 +142,7 @@ def test_both_positions_are_tested_where_no_claim_compares_runs(tmp_path):
     for settings, hypotheses in (({}, TARGETS), (PRE_SETTINGS | warmed, worse(0.5, 2))):
         folder = write_run(tmp_path, epochs=[(5.0, 4.0, 10.0, 20.0)], lines=len(TARGETS), **settings)
         write_translations(folder, 1, hypotheses, TARGETS)
-    assert claims(means(read_study(tmp_path)), []) == []
+    assert claims(Evidence(read_study(tmp_path), [])) == []
     cli.main(["report", str(tmp_path)])
     (row,) = table((tmp_path / "RESULTS.md").read_text(), "## Paired bootstrap tests")
     assert (row["run"], row["against"], row["p-value"]) == (PRE, POST, "≤ 0.001")
