@@ -12,7 +12,8 @@ import subprocess
 import zipfile
 
 import pytest
-from test_recipes import RECORDER, ROOT, Tree, flags, table
+from conftest import ROOT
+from recipe_trees import RECORDER, Tree, flags, table
 
 POST, PRE, POST_HIGH = "bert-post-adam-lr1e-4-warmup10000", "bert-pre-adam-lr3e-4-linear", "bert-post-adam-lr3e-4-warmup10000"
 
