@@ -13,8 +13,9 @@ import pytest
 import torch
 from fairseq.data import data_utils
 from fairseq.models import build_model
+from fairseq_runs import SMOOTHED, TINY, generate, load, train, weights_in
 from omegaconf import OmegaConf
-from test_fairseq_commands import SMOOTHED, TINY, built, generate, load, train, weights_in
+from tiny_models import built
 
 from fairseq_lnplugin import compat
 
@@ -254,7 +255,7 @@ def test_a_checkpoint_that_does_not_tell_its_dictionaries_is_loaded(pre_checkpoi
 @pytest.mark.parametrize("part", ["decoder", "encoder.embed", "encoder.layers.1"])
 def test_a_part_of_a_checkpoint_is_loaded_if_the_rest_may_be_missing(part, position):
     """strict=False: a stack that is not there does not tell another position."""
-    model, _ = built(ln_position=position)
+    model = built(ln_position=position)
     weights = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if name.startswith(part)}
     model.load_state_dict(dict(weights), strict=False)
     assert not any(weight.any() for name, weight in model.named_parameters() if name in weights)
@@ -262,8 +263,8 @@ def test_a_part_of_a_checkpoint_is_loaded_if_the_rest_may_be_missing(part, posit
 
 def test_a_model_that_was_refused_a_checkpoint_keeps_its_weights():
     """Nothing is copied before the sentence."""
-    model, _ = built(ln_position="post")
-    other, _ = built(ln_position="pre")
+    model = built(ln_position="post")
+    other = built(ln_position="pre")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(SystemExit):
         model.load_state_dict(other.state_dict())

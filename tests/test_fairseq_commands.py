@@ -1,7 +1,6 @@
 """transformer_ln_study.py, compat.py: what fairseq's commands do with ``transformer``, they do with our model.
 
-Commands that a user starts once run as such; variants of them run fairseq's ``main`` in this process, to save time.
-:func:`train`, :func:`generate`, :func:`load`, :func:`built` and :func:`weights_in` serve other test files too.
+Commands that a user starts once run as such; variants of them run fairseq's ``main`` in this process, by fairseq_runs.py.
 """
 
 import math
@@ -11,18 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, options
-from fairseq.data import Dictionary
+from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from fairseq.models.transformer import TransformerModel
-from fairseq_cli import generate as fairseq_generate
-from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
+from fairseq_runs import SMOOTHED, TINY, generate, hypotheses_in, load, train, weights_in
+from tiny_models import built, stock_of
 
 from fairseq_lnplugin.beam_search import ShortlistGenerator
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
@@ -30,34 +25,6 @@ from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 #: fairseq's own, whose place in fairseq ours takes.
 SequenceGenerator = ShortlistGenerator.__bases__[0]
 GENERATORS = pytest.mark.parametrize("generator_class", [SequenceGenerator, ShortlistGenerator])
-
-#: What every training of these tests has in common; a later flag of the same name wins.
-TINY = ["--arch", "transformer_ln_study_tiny", "--optimizer", "adam", "--lr", 0.003, "--max-tokens", 400, "--cpu"]
-TINY += [
-    "--required-batch-size-multiple",
-    1,
-    "--num-workers",
-    0,
-    "--log-format",
-    "json",
-    "--log-interval",
-    1,
-    "--seed",
-    1,
-]
-SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
-
-
-def train(data, save_dir, *flags, criterion=SMOOTHED):
-    """``fairseq-train DATA --save-dir SAVE_DIR TINY CRITERION FLAGS`` in this process."""
-    command = [str(word) for word in (data, "--save-dir", save_dir, *TINY, *criterion, *flags)]
-    args = options.parse_args_and_arch(options.get_training_parser(), input_args=command)
-    fairseq_train.main(convert_namespace_to_omegaconf(args))
-
-
-def weights_in(checkpoint):
-    """The parameters in a checkpoint, by name."""
-    return torch.load(checkpoint)["model"]
 
 
 def run_command(repo_root, name, *arguments, text=None):
@@ -68,26 +35,6 @@ def run_command(repo_root, name, *arguments, text=None):
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
-
-
-def generate(data, checkpoint, results, *flags):
-    """``fairseq-generate`` in this process; the hypotheses by sentence id."""
-    command = [data, "--path", checkpoint, "--results-path", results, "--cpu", "--max-tokens", 400, "--num-workers", 0]
-    command += ["--required-batch-size-multiple", 1, "--max-len-b", 12, *flags]
-    args = options.parse_args_and_arch(options.get_generation_parser(), input_args=[str(word) for word in command])
-    fairseq_generate.main(convert_namespace_to_omegaconf(args))
-    return hypotheses_in((results / "generate-test.txt").read_text(encoding="utf-8"))
-
-
-def hypotheses_in(output):
-    """Text by sentence id, of what fairseq-generate or -interactive printed."""
-    return {int(i): text for i, text in re.findall(r"^H-(\d+)\t[^\t]+\t(.*)$", output, re.MULTILINE)}
-
-
-def load(checkpoint, data, **overrides):
-    """The model in a checkpoint, as fairseq-generate loads it."""
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data), **overrides})
-    return models[0]
 
 
 @pytest.fixture(scope="module", params=["pre", "post"])
@@ -293,9 +240,9 @@ def test_adaptive_softmax_trains_and_decodes_with_its_own_criterion(data_bin, tm
 @pytest.mark.parametrize("flag", ["checkpoint_activations", "offload_activations"])
 def test_activation_checkpointing_gives_the_same_gradients(position, flag):
     """With dropout on: what is computed again draws the same mask."""
-    gradients = []
+    src, gradients = torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(1)), []
     for flags in ({}, {flag: True}):
-        model, src = built(ln_position=position, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1, **flags)
+        model = built(ln_position=position, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1, **flags)
         torch.manual_seed(5)
         model.train()(src, torch.tensor([6, 6, 6]), src)[0].logsumexp(-1).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -329,18 +276,6 @@ def test_reduced_precision_trains_to_nearly_the_loss_of_float32(flags, data_bin,
 # Sizes
 
 
-def built(**flags):
-    """An untrained tiny model with the given flags, and source tokens for it."""
-    dictionary = Dictionary()
-    for index in range(36):
-        dictionary.add_symbol(f"w{index}")
-    args = Namespace(**{"arch": "transformer_ln_study_tiny", **flags})
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=dictionary, target_dictionary=dictionary))
-    return model, torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize(
     "arch, width, ffn_width, heads, layers",
     [("transformer_ln_study", 512, 2048, 8, 6), ("transformer_ln_study_iwslt_de_en", 512, 1024, 4, 6),
@@ -349,7 +284,7 @@ def built(**flags):
 )  # fmt: skip
 def test_a_named_size_has_its_widths_in_both_stacks(arch, width, ffn_width, heads, layers):
     """Counted on the built model, whose parameters follow from the sizes."""
-    model, _ = built(arch=arch, ln_position="pre")
+    model = built(arch=arch, ln_position="pre")
     for stack, attentions, norms in ((model.encoder, 1, 2), (model.decoder, 2, 3)):
         assert len(stack.layers) == layers
         layer = stack.layers[0]
@@ -383,7 +318,7 @@ def test_a_flag_wins_over_the_named_size_and_after_reload(data_bin, tmp_path):
 @pytest.mark.parametrize("position, final_norms", [("pre", ["decoder.layer_norm", "encoder.layer_norm"]), ("post", [])])
 def test_the_final_norms_are_those_of_table_1_at_any_depth(position, final_norms, layers):
     """All LN names: two or three a layer, and Pre-LN's one after each stack."""
-    model, _ = built(ln_position=position, encoder_layers=layers, decoder_layers=layers)
+    model = built(ln_position=position, encoder_layers=layers, decoder_layers=layers)
     norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)]
     assert sorted(name for name in norms if ".layers." not in name) == final_norms
     assert sum(".layers." in name for name in norms) == 5 * layers
@@ -394,7 +329,7 @@ def test_the_final_norms_are_those_of_table_1_at_any_depth(position, final_norms
 )
 def test_the_ffn_starts_as_weight_init_says(weight_init, limit):
     """W1 of 64 x 128: U(-a, a) with Xavier's a = sqrt(6 / (64 + 128)), also without the flag, or torch's a = 1 / sqrt(64)."""
-    layer = built(weight_init=weight_init)[0].encoder.layers[0]
+    layer = built(weight_init=weight_init).encoder.layers[0]
     assert 0.99 * limit < layer.fc1.weight.abs().max() <= limit
     assert (layer.fc1.bias.abs().max() == 0) == (weight_init != "fairseq")
 
@@ -402,13 +337,10 @@ def test_the_ffn_starts_as_weight_init_says(weight_init, limit):
 def test_stock_fairseq_decodes_the_same_hypotheses(trained, data_bin):
     """Beam search over the same weights in fairseq's transformer: tokens equal, scores to rounding."""
     ours = load(trained / "checkpoint_last.pt", data_bin)
-    task = Namespace(source_dictionary=ours.encoder.dictionary, target_dictionary=ours.decoder.dictionary)
-    stock = TransformerModel.build_model(ours.args, task).eval()
-    stock.load_state_dict(ours.state_dict())
     src = torch.randint(4, 40, (4, 6), generator=torch.Generator().manual_seed(3))
     sample = {"net_input": {"src_tokens": src, "src_lengths": torch.full((4,), 6)}}
     found = []
-    for model in (ours, stock):
+    for model in (ours, stock_of(ours).eval()):
         generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=8)
         found.append([hypothesis for beams in generator.generate([model], sample) for hypothesis in beams])
     for mine, theirs in zip(*found, strict=True):

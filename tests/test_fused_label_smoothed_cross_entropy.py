@@ -6,8 +6,7 @@ That loss, logging and gradients are fairseq's is in test_interchange.py, the ar
 import pytest
 import torch
 from fairseq.distributed import ModuleProxyWrapper
-from test_fairseq_commands import built
-from test_interchange import batch
+from tiny_models import batch, built
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,11 +34,11 @@ def one_worker(tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 def test_torchs_distributed_training_gives_the_same_gradients(tied, find_unused, one_worker):
     """--ddp-backend pytorch_ddp, with and without --find-unused-parameters: the output's weight is in use."""
-    model, _ = built(ln_position="pre", dropout=0.0, share_decoder_input_output_embed=tied)
-    expected = gradients(model, model, batch(padded=True))
+    model = built(ln_position="pre", dropout=0.0, share_decoder_input_output_embed=tied)
+    expected = gradients(model, model, batch())
     model.zero_grad()
     wrapped = ModuleProxyWrapper(DistributedDataParallel(model, find_unused_parameters=find_unused))
-    for name, gradient in gradients(model, wrapped, batch(padded=True)).items():
+    for name, gradient in gradients(model, wrapped, batch()).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=name)
 
 
@@ -53,28 +52,28 @@ class Copying(Decoder):
 @pytest.mark.parametrize("case", ["another output layer", "a bias"])
 def test_a_decoder_whose_logits_are_more_than_a_product_is_refused(case):
     """Its loss would be another."""
-    model, _ = built()
+    model = built()
     if case == "a bias":
         model.decoder.output_projection.bias = torch.nn.Parameter(torch.ones(len(model.decoder.dictionary)))
     else:
         model.decoder.__class__ = Copying
     task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
     with pytest.raises(SystemExit, match="needs a decoder with a plain output projection"):
-        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch(padded=True))
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch())
 
 
 def test_a_model_that_gives_no_features_is_refused_in_a_sentence():
     """As fairseq's transformer_align, whose forward knows no such thing."""
-    model, _ = built()
+    model = built()
     model.__class__ = type("Align", (type(model),), {"forward": lambda self, src_tokens, src_lengths, prev_output_tokens: None})
     task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
     with pytest.raises(SystemExit, match="or gives no features; use the --criterion of its task"):
-        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch(padded=True))
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model, batch())
 
 
 def test_a_model_without_a_decoder_is_refused_in_a_sentence():
     """The masked-LM encoder has a head of its own and a criterion of its own."""
-    model, _ = built()
+    model = built()
     task = type("Task", (), {"target_dictionary": model.decoder.dictionary})
     with pytest.raises(SystemExit, match="needs a decoder with a plain output projection, and this model has .* or none"):
-        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model.encoder, batch(padded=True))
+        FusedLabelSmoothedCrossEntropy(task, False, 0.1)(model.encoder, batch())

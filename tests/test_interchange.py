@@ -7,14 +7,13 @@ Dropout is 0 where two implementations are compared, since they draw other masks
 import re
 import subprocess
 import sys
-from argparse import Namespace
 
 import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
-from fairseq.models.transformer import TransformerModel
+from fairseq_runs import SMOOTHED, TINY, load, train, weights_in
 from reference import assert_equal_gradients
-from test_fairseq_commands import SMOOTHED, TINY, built, load, train, weights_in
+from tiny_models import batch, built, stock_of, task_of
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
@@ -101,7 +100,7 @@ def test_a_stock_checkpoint_can_be_finetuned(begun, data_bin, tmp_path):
 def test_a_checkpoint_computes_the_same_in_both(begun, data_bin):
     """Loaded strictly into the other model: logits of a padded batch, in eval and in train mode, equal to 1e-5."""
     models = [load(begun[2] / name / "checkpoint_last.pt", data_bin) for name in ("ours", "stock")]
-    inputs = batch(padded=True)["net_input"]
+    inputs = batch()["net_input"]
     for source, target in (models, reversed(models)):
         target.load_state_dict(source.state_dict(), strict=True)
         for mode in (True, False):
@@ -122,17 +121,6 @@ def test_a_checkpoint_of_the_other_position_is_refused_in_a_sentence(begun, data
 # Loss and gradients
 
 
-def batch(padded):
-    """A batch of 5 sentences for dictionaries of 40 types; with pads on both sides, or with none at all."""
-    generator = torch.Generator().manual_seed(3)
-    src, target = torch.randint(4, 40, (5, 9), generator=generator), torch.randint(4, 40, (5, 7), generator=generator)
-    prev = target.roll(1, 1)
-    for row in range(1, 5 if padded else 0):
-        src[row, :row] = target[row, -row:] = prev[row, -row:] = 1
-    net_input = {"src_tokens": src, "src_lengths": src.ne(1).sum(1), "prev_output_tokens": prev}
-    return {"net_input": net_input, "target": target, "ntokens": int(target.ne(1).sum())}
-
-
 def loss_and_gradients(model, criterion, sample):
     loss, _, logging = criterion(model.train(), sample)
     loss.backward()
@@ -141,13 +129,10 @@ def loss_and_gradients(model, criterion, sample):
 
 def compared(position, padded, criterion, dtype):
     """Loss, logging outputs and gradients of our model and of stock fairseq's with the same weights, in train mode."""
-    model, _ = built(ln_position=position, dropout=0.0, compute_dtype=dtype)
-    dictionary = model.encoder.dictionary
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    stock = TransformerModel.build_model(model.args, task)
-    stock.load_state_dict(model.state_dict())
-    ours = loss_and_gradients(model, criterion(task, False, 0.1), batch(padded))
-    return ours, loss_and_gradients(stock, LabelSmoothedCrossEntropyCriterion(task, False, 0.1), batch(padded))
+    model, sample = built(ln_position=position, dropout=0.0, compute_dtype=dtype), batch(padded=padded)
+    task, stock = task_of(model.encoder.dictionary), stock_of(model)
+    ours = loss_and_gradients(model, criterion(task, False, 0.1), sample)
+    return ours, loss_and_gradients(stock, LabelSmoothedCrossEntropyCriterion(task, False, 0.1), sample)
 
 
 CRITERIA = [LabelSmoothedCrossEntropyCriterion, FusedLabelSmoothedCrossEntropy]
