@@ -6,9 +6,10 @@
 ``data_bin``        the same, binarized by fairseq-preprocess with one dictionary for both languages
 ``fairseq_train``   ``fairseq_train(args, workers=1)`` runs the real command with our ``--user-dir`` and returns
                     its exit status and log; see :func:`run_fairseq_train`
+``operators``       runs a test twice: with the compiled kernels, and with torch's operators in their place
 ==================  ================================================================================================
 
-All are made once a session, in temporary folders. English is German word by word, through a one-to-one lexicon, so
+All but the last are made once a session, in temporary folders. English is German word by word, through a one-to-one lexicon, so
 that a tiny model learns it in a few hundred updates.
 """
 
@@ -67,6 +68,15 @@ def data_bin(text_corpus, tmp_path_factory):
 def fairseq_train():
     """The function :func:`run_fairseq_train`."""
     return run_fairseq_train
+
+
+@pytest.fixture(params=["kernels", "torch operators"])
+def operators(request, monkeypatch):
+    """Nothing; the test runs once with each."""
+    from fairseq_lnplugin import fused  # not above: it imports torch and fairseq, which many test files do without
+
+    if request.param == "torch operators":
+        monkeypatch.setattr(fused, "kernels", None)
 
 
 def run_fairseq_train(args, workers=1):

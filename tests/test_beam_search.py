@@ -5,31 +5,23 @@ from argparse import Namespace
 import pytest
 import torch
 from fairseq import search, sequence_generator
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from tiny_models import built, dictionary, stock_of, task_of
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.beam_search import ShortlistGenerator
-from fairseq_lnplugin.transformer_ln_study import Encoder, TransformerLNStudyModel
+from fairseq_lnplugin.transformer_ln_study import Encoder
 
 STOCK = ShortlistGenerator.__bases__[0]
-DICTIONARY = Dictionary()
-for index in range(300):
-    DICTIONARY.add_symbol(f"w{index}")
-TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+DICTIONARY = dictionary(304)
 
 
-def build(seed=7, model=TransformerLNStudyModel, **flags):
+def build(seed=7, **flags):
     """A tiny model whose output weights are large, so that beams differ, and its sentences end at different words."""
-    args = Namespace(arch="transformer_ln_study_tiny", ln_position="pre", dropout=0.0, **flags)
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    torch.manual_seed(seed)
-    built = TransformerLNStudyModel.build_model(args, TASK).eval()
-    if built.decoder.adaptive_softmax is None:
-        built.decoder.output_projection.weight.data.mul_(6)[DICTIONARY.eos()] *= -2
-    return built
+    model = built(task_of(DICTIONARY), seed=seed, ln_position="pre", dropout=0.0, **flags).eval()
+    if model.decoder.adaptive_softmax is None:
+        model.decoder.output_projection.weight.data.mul_(6)[DICTIONARY.eos()] *= -2
+    return model
 
 
 @pytest.fixture
@@ -120,18 +112,6 @@ def test_after_a_prefix_the_short_list_is_used_again(sample):
     assert generator.vocab_size == len(DICTIONARY)
 
 
-def stock(model):
-    """Fairseq's own model with the same weights."""
-    args = Namespace(arch="transformer", encoder_normalize_before=True, decoder_normalize_before=True)
-    for stack in ("encoder", "decoder"):
-        for name, value in (("layers", 2), ("embed_dim", 64), ("ffn_embed_dim", 128), ("attention_heads", 2)):
-            setattr(args, f"{stack}_{name}", value)
-    base_architecture(args)
-    built = TransformerModel.build_model(args, TASK).eval()
-    built.load_state_dict(model.state_dict())
-    return built
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -147,7 +127,7 @@ def test_ensembles_and_other_searches_find_what_they_find_with_stock_models(coun
     models = [build(seed=seed) for seed in range(7, 7 + count)]
     flags = flags | {"beam_size": 4, "max_len_b": 7}
     ours = hypotheses(ShortlistGenerator, models, sample, flags)
-    assert_same(ours, hypotheses(STOCK, [stock(model) for model in models], sample, flags))
+    assert_same(ours, hypotheses(STOCK, [stock_of(model).eval() for model in models], sample, flags))
 
 
 def of_two():
@@ -157,9 +137,7 @@ def of_two():
 
 def of_stock():
     """A model that is not ours."""
-    args = Namespace(arch="transformer", encoder_layers=2, decoder_layers=2, encoder_embed_dim=64, encoder_attention_heads=2)
-    base_architecture(args)
-    return [TransformerModel.build_model(args, TASK).eval()], {}
+    return [stock_of(build()).eval()], {}
 
 
 @pytest.mark.parametrize(
@@ -193,10 +171,7 @@ def test_a_subclass_that_may_score_otherwise_is_searched_by_fairseq(part):
 
 def test_a_vocabulary_smaller_than_the_list_is_searched_by_fairseq():
     """Nothing would be left out."""
-    small = Dictionary()
-    for index in range(10):
-        small.add_symbol(f"w{index}")
-    assert ShortlistGenerator([build()], small, beam_size=5).shortlisted is None
+    assert ShortlistGenerator([build()], dictionary(14), beam_size=5).shortlisted is None
 
 
 def test_fairseqs_tasks_take_this_generator():

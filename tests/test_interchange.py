@@ -15,7 +15,6 @@ from fairseq_runs import SMOOTHED, TINY, load, train, weights_in
 from reference import assert_equal_gradients
 from tiny_models import batch, built, stock_of, task_of
 
-from fairseq_lnplugin import fused
 from fairseq_lnplugin.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
 
 #: The sizes of transformer_ln_study_tiny as flags of stock fairseq.
@@ -136,12 +135,6 @@ def compared(position, padded, criterion, dtype):
 
 
 CRITERIA = [LabelSmoothedCrossEntropyCriterion, FusedLabelSmoothedCrossEntropy]
-
-
-@pytest.fixture(params=["kernels", "torch operators"])
-def operators(request, monkeypatch):
-    if request.param == "torch operators":
-        monkeypatch.setattr(fused, "kernels", None)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

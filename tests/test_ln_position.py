@@ -6,24 +6,19 @@ the method's paper prints it: ``x`` is what enters the stack, ``layers`` a list 
 """
 
 import math
-from argparse import Namespace
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from reference import attention, ffn, layer_norm
+from tiny_models import built, dictionary, task_of
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN, SublayerNorm
-from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
-DICTIONARY = Dictionary()
-for index in range(56):
-    DICTIONARY.add_symbol(f"w{index}")
-PAD = DICTIONARY.pad()
+TASK = task_of(dictionary(60))
+PAD = TASK.source_dictionary.pad()
 LAYERS, HEADS = 2, 2
 
 
@@ -169,14 +164,11 @@ ARRANGEMENTS = {
 
 
 @pytest.fixture(params=sorted(ARRANGEMENTS))
-def built(request, monkeypatch):
+def arranged(request, monkeypatch):
     """The arrangement's formula and a model of it with every parameter moved off its start."""
     arrangement, formula, flags = ARRANGEMENTS[request.param]
     monkeypatch.setitem(LN_POSITIONS, request.param, arrangement)
-    args = Namespace(arch="transformer_ln_study_tiny", ln_position=request.param, **flags)
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
+    model = built(TASK, ln_position=request.param, **flags)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -224,33 +216,33 @@ def formula_logits(formula, model, src_tokens, src_lengths, prev_output_tokens):
     return x @ p["decoder.output_projection.weight"].T
 
 
-def test_an_arrangement_of_one_class_computes_its_papers_formula(built, inputs):
+def test_an_arrangement_of_one_class_computes_its_papers_formula(arranged, inputs):
     """Logits of encoder and decoder, pads in the source."""
-    formula, model = built
+    formula, model = arranged
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs)[0], formula_logits(formula, model, **inputs), rtol=1e-4, atol=2e-5)
 
 
-def test_an_arrangement_of_one_class_decodes_token_by_token(built, inputs):
+def test_an_arrangement_of_one_class_decodes_token_by_token(arranged, inputs):
     """Incremental against full decoding: a wider stream or another norm leaves fairseq's caches alone."""
-    model, prev = built[1], inputs["prev_output_tokens"]
+    model, prev = arranged[1], inputs["prev_output_tokens"]
     with torch.no_grad():
         encoder_out, state = model.encoder.forward_torchscript(inputs), {}
         columns = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))]
         torch.testing.assert_close(torch.cat(columns, 1), model.decoder(prev, encoder_out)[0], rtol=1e-4, atol=2e-5)
 
 
-def test_every_parameter_of_an_arrangement_is_trained(built, inputs):
+def test_every_parameter_of_an_arrangement_is_trained(arranged, inputs):
     """One backward pass with dropout reaches each: trained vectors, second norms, final norms."""
-    model = built[1].train()
+    model = arranged[1].train()
     model(**inputs)[0].logsumexp(-1).sum().backward()
     still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert still == []  # not even a key's bias, whose gradient is 0 but for rounding
 
 
-def test_an_arrangement_compiles_with_torchscript(built, inputs):
+def test_an_arrangement_compiles_with_torchscript(arranged, inputs):
     """The scripted model's logits are the eager one's."""
-    model = built[1]
+    model = arranged[1]
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(**inputs)[0], model(**inputs)[0], rtol=1e-4, atol=2e-5)
 
@@ -259,9 +251,7 @@ def test_an_arrangement_compiles_with_torchscript(built, inputs):
 def test_an_arrangement_knows_stack_and_depths(position, encoder, decoder, monkeypatch):
     """The published factors of 6-6 layers: DeepNorm's alpha, admin-torch's omega."""
     monkeypatch.setitem(LN_POSITIONS, position, ARRANGEMENTS[position][0])
-    args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, encoder_layers=6, decoder_layers=6)
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
+    model = built(ln_position=position, encoder_layers=6, decoder_layers=6)
     for stack, expected in ((model.encoder, encoder), (model.decoder, decoder)):
         norm = stack.layers[-1].final_layer_norm
         factor = norm.alpha if position == "deepnorm" else norm.omega[0].item()
@@ -278,8 +268,6 @@ def test_a_norm_is_told_its_stack_layer_and_sublayer(monkeypatch):
             places.append((place.stack, place.layer, place.sublayer))
 
     monkeypatch.setitem(LN_POSITIONS, "noted", Noted)
-    args = Namespace(arch="transformer_ln_study_tiny", ln_position="noted", decoder_layers=1)
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY))
+    built(ln_position="noted", decoder_layers=1)
     encoder = [("encoder", layer, sublayer) for layer in (1, 2) for sublayer in ("self_attn", "ffn")]
     assert places == encoder + [("decoder", 1, sublayer) for sublayer in ("self_attn", "encoder_attn", "ffn")]

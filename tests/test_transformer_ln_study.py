@@ -9,47 +9,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from fairseq.models.transformer import TransformerModel, base_architecture
 from reference import logits as reference_logits
+from tiny_models import batch, built, dictionary, stock_of, task_of
 
 from fairseq_lnplugin import attention, fused
 from fairseq_lnplugin.layers import Dropout
-from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
-DICTIONARY = Dictionary()
-for index in range(96):
-    DICTIONARY.add_symbol(f"w{index}")
+DICTIONARY = dictionary(100)
 PAD = DICTIONARY.pad()
 BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
-TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+TASK = task_of(DICTIONARY)
 
 
 def build(position, task=TASK, **flags):
-    args = Namespace(arch="transformer_ln_study_tiny", ln_position=position, **{"dropout": 0.0, **flags})
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    torch.manual_seed(7)
-    return TransformerLNStudyModel.build_model(args, task)
+    return built(task, seed=7, ln_position=position, **{"dropout": 0.0, **flags})
 
 
 @pytest.fixture
 def sample():
-    generator = torch.Generator().manual_seed(3)
-    src = torch.randint(4, 100, (5, 9), generator=generator)
-    target = torch.randint(4, 100, (5, 7), generator=generator)
-    prev = target.roll(1, 1)
-    for row in range(1, 5):
-        src[row, :row] = PAD
-        target[row, -row:] = PAD
-        prev[row, -row:] = PAD
-    net_input = {"src_tokens": src, "src_lengths": src.ne(PAD).sum(1), "prev_output_tokens": prev}
-    return {"net_input": net_input, "target": target, "ntokens": int(target.ne(PAD).sum())}
-
-
-@pytest.fixture(params=["kernels", "torch operators"])
-def operators(request, monkeypatch):
-    if request.param == "torch operators":
-        monkeypatch.setattr(fused, "kernels", None)
+    return batch(types=100)
 
 
 @pytest.mark.parametrize("position", ["pre", "post"])
@@ -261,10 +239,8 @@ def test_retained_dropout_knows_fairseqs_names():
         return {name for name, module in model.named_modules() if getattr(module, "apply_during_inference", False)}
 
     for some in (names, names[1:2], names[2:], ["MultiheadAttention"]):
-        args = Namespace(arch="transformer", encoder_layers=2, decoder_layers=2, encoder_embed_dim=64, encoder_attention_heads=2)
-        base_architecture(args)
-        stock = TransformerModel.build_model(args, TASK)
-        assert retained(build("post"), some) == retained(stock, some) != set()
+        model = build("post")
+        assert retained(model, some) == retained(stock_of(model), some) != set()
 
 
 @pytest.mark.parametrize("position", ["pre", "post"])
