@@ -2,13 +2,13 @@
 
 import random
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from fairseq.data import Dictionary, LanguagePairDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
+sys.path.insert(0, str(ROOT / "recipes"))
 
 import batches  # noqa: E402  the recipes are no package
 

@@ -3,11 +3,11 @@
 import os
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
+sys.path.insert(0, str(ROOT / "recipes"))
 
 import checkpoints  # noqa: E402  the recipes are no package
 

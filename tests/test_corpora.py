@@ -20,12 +20,12 @@ import sys
 import tarfile
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from corpus_scripts import refused
 
-CORPORA = Path(__file__).resolve().parent.parent / "recipes" / "corpora"
+CORPORA = ROOT / "recipes" / "corpora"
 OWN = ("--src", "de", "--tgt", "en", "--merges", "30")
 
 

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from corpus_scripts import refused
 
-CORPORA = Path(__file__).resolve().parent.parent / "recipes" / "corpora"
+CORPORA = ROOT / "recipes" / "corpora"
 sys.path.insert(0, str(CORPORA))
 
 import glue  # noqa: E402  the scripts are no package

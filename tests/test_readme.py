@@ -10,13 +10,13 @@ from pathlib import Path
 
 import fairseq
 import pytest
+from conftest import ROOT
 from fairseq import options
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 import fairseq_lnplugin  # noqa: F401  registers the flags
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 
