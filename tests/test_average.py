@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from sentences import sentence_of
 
 from fairseq_lnplugin import cli
 
@@ -52,14 +53,9 @@ def setting(name, value):
     return lambda state: setattr(state["cfg"]["model"], name, value)
 
 
-def sentence_of(folder, *argv):
+def refusal(folder, *argv):
     """The sentence that ``fairseq-ln average`` ends with; nothing may be written."""
-    before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(SystemExit) as end:
-        average(*argv)
-    assert sorted(path.name for path in folder.iterdir()) == before
-    assert end.value.code.startswith("fairseq-ln average: ") and "\n" not in end.value.code
-    return end.value.code
+    return sentence_of(average, *argv, begins="fairseq-ln average: ", unchanged=folder)
 
 
 # The mean
@@ -162,26 +158,26 @@ def test_an_upper_bound_makes_the_choice_independent_of_later_epochs(paths, tmp_
 @pytest.mark.parametrize(("bound", "found"), [((), "3 (1, 2, 3) of the 5"), (("--up-to", 1), "1 (1) of the 5")])
 def test_fewer_checkpoints_than_asked_for_are_refused(paths, tmp_path, bound, found):
     """3 epochs, average 5."""
-    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", "--last", 5, "--dir", tmp_path, *bound)
+    told = refusal(tmp_path, "--out", tmp_path / "mean.pt", "--last", 5, "--dir", tmp_path, *bound)
     assert found in told and "--keep-last-epochs" in told
 
 
 @pytest.mark.parametrize("argv", [(), ("--last", 2), ("--dir", "."), ("--up-to", 3, "a.pt"), ("--last", 2, "--dir", ".", "a.pt")])
 def test_flags_that_do_not_go_together_are_refused(tmp_path, argv):
     """Either files, or --last with --dir."""
-    assert "--last N" in sentence_of(tmp_path, "--out", tmp_path / "mean.pt", *argv)
+    assert "--last N" in refusal(tmp_path, "--out", tmp_path / "mean.pt", *argv)
 
 
 def test_a_file_given_twice_is_refused(paths, tmp_path):
     """It would count double; another spelling of the path does not hide it."""
-    assert "twice" in sentence_of(tmp_path, "--out", tmp_path / "m.pt", paths[0], tmp_path / "." / "checkpoint1.pt")
+    assert "twice" in refusal(tmp_path, "--out", tmp_path / "m.pt", paths[0], tmp_path / "." / "checkpoint1.pt")
 
 
 def test_an_input_is_never_overwritten(paths, tmp_path):
     """--out is checkpoint1.pt, by a symlink."""
     (tmp_path / "link.pt").symlink_to(paths[0])
     content = (tmp_path / "checkpoint1.pt").read_bytes()
-    assert "another name" in sentence_of(tmp_path, "--out", tmp_path / "link.pt", *paths)
+    assert "another name" in refusal(tmp_path, "--out", tmp_path / "link.pt", *paths)
     assert (tmp_path / "checkpoint1.pt").read_bytes() == content
 
 
@@ -195,14 +191,14 @@ def test_an_input_is_never_overwritten(paths, tmp_path):
 def test_another_model_is_refused_though_all_shapes_agree(paths, tmp_path, name, value):
     """Both files and both values are named."""
     other = altered(paths[1], tmp_path / "other.pt", setting(name, value))
-    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
+    told = refusal(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
     assert f"setting {name} is " in told and str(value) in told and "checkpoint1.pt" in told and "other.pt" in told
 
 
 def test_a_checkpoint_of_another_dictionary_is_refused(paths, tmp_path):
     """Its rows of the embedding are other words."""
     other = altered(paths[1], tmp_path / "other.pt", lambda state: state["model"]._metadata["decoder"].update(types="abc"))
-    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
+    told = refusal(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
     assert "other.pt knows other types in its decoder than files before" in told
 
 
@@ -216,7 +212,7 @@ def test_a_run_whose_first_checkpoints_do_not_tell_their_dictionaries_is_average
 def test_other_parameter_names_are_refused(paths, tmp_path):
     """A model without its last LN."""
     other = altered(paths[1], tmp_path / "other.pt", lambda state: state["model"].pop("decoder.layer_norm.weight"))
-    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
+    told = refusal(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
     assert "parameter decoder.layer_norm.weight" in told and "missing in the other" in told
 
 
@@ -228,7 +224,7 @@ def test_other_parameter_shapes_are_refused(paths, tmp_path):
         state["model"]["encoder.embed_tokens.weight"] = torch.cat([weight, weight[:1]])
 
     other = altered(paths[1], tmp_path / "other.pt", add_word)
-    told = sentence_of(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
+    told = refusal(tmp_path, "--out", tmp_path / "mean.pt", paths[0], other)
     assert "parameter encoder.embed_tokens.weight is (" in told
 
 
@@ -236,21 +232,21 @@ def test_a_file_cut_short_is_refused_by_name(paths, tmp_path):
     """As a killed training or a full disk leaves it."""
     content = (tmp_path / "checkpoint2.pt").read_bytes()
     (tmp_path / "checkpoint2.pt").write_bytes(content[: len(content) // 2])
-    assert "checkpoint2.pt cannot be read" in sentence_of(tmp_path, "--out", tmp_path / "mean.pt", *paths)
+    assert "checkpoint2.pt cannot be read" in refusal(tmp_path, "--out", tmp_path / "mean.pt", *paths)
 
 
 @pytest.mark.parametrize("content", [b"", b"some text\n"])
 def test_a_file_that_is_no_checkpoint_is_refused_by_name(paths, tmp_path, content):
     """Empty, or something else."""
     (tmp_path / "notes.pt").write_bytes(content)
-    assert "notes.pt cannot be read" in sentence_of(tmp_path, "--out", tmp_path / "mean.pt", tmp_path / "notes.pt")
+    assert "notes.pt cannot be read" in refusal(tmp_path, "--out", tmp_path / "mean.pt", tmp_path / "notes.pt")
 
 
 def test_a_missing_file_is_told(tmp_path):
     """With its name."""
-    assert "there is no file" in sentence_of(tmp_path, "--out", tmp_path / "mean.pt", tmp_path / "nothing.pt")
+    assert "there is no file" in refusal(tmp_path, "--out", tmp_path / "mean.pt", tmp_path / "nothing.pt")
 
 
 def test_a_place_that_cannot_be_written_is_told(paths, tmp_path):
     """--out in a missing folder."""
-    assert "cannot be written" in sentence_of(tmp_path, "--out", tmp_path / "missing" / "mean.pt", *paths)
+    assert "cannot be written" in refusal(tmp_path, "--out", tmp_path / "missing" / "mean.pt", *paths)

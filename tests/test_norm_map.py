@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 from fairseq import checkpoint_utils
+from sentences import sentence_of
 
 from fairseq_lnplugin import cli
 
@@ -24,12 +25,9 @@ def show(capsys, *argv):
     return sentence, [dict(zip(header.split(), row, strict=True)) for row in rows]
 
 
-def sentence_of(*argv):
+def refusal(*argv):
     """The sentence that ``fairseq-ln map`` ends with."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(["map", *map(str, argv)])
-    assert end.value.code.startswith("fairseq-ln map: ") and "\n" not in end.value.code
-    return end.value.code
+    return sentence_of(cli.main, ["map", *map(str, argv)], begins="fairseq-ln map: ")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +141,7 @@ def test_bert_base_is_post_ln_whatever_its_settings_say(capsys):
 )
 def test_what_cannot_be_shown_is_told_in_a_sentence(argv, told):
     """Names and flags that do not exist or do not go together."""
-    assert told in sentence_of(*argv)
+    assert told in refusal(*argv)
 
 
 # Checkpoints
@@ -193,11 +191,11 @@ def test_a_checkpoint_that_contradicts_its_settings_is_refused(pre_checkpoint, t
     state["cfg"]["model"].ln_position = "post"
     state["cfg"]["model"].encoder_normalize_before = state["cfg"]["model"].decoder_normalize_before = False
     torch.save(state, tmp_path / "wrong.pt")
-    told = sentence_of("--checkpoint", tmp_path / "wrong.pt")
+    told = refusal("--checkpoint", tmp_path / "wrong.pt")
     assert "wrong.pt do not fit the transformer_ln_study_tiny that its settings describe" in told
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     """With its name."""
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
-    assert "broken.pt cannot be read" in sentence_of("--checkpoint", tmp_path / "broken.pt")
+    assert "broken.pt cannot be read" in refusal("--checkpoint", tmp_path / "broken.pt")

@@ -21,6 +21,7 @@ from run_folders import (
     valid,
     write_run,
 )
+from sentences import sentence_of
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study import claims, plots, tables
@@ -44,10 +45,7 @@ def write_report(study, *flags):
 
 def refusal(study, *flags):
     """The sentence with which ``fairseq-ln report`` ends."""
-    with pytest.raises(SystemExit) as error:
-        cli.main(["report", str(study), *map(str, flags)])
-    assert isinstance(error.value.code, str) and "\n" not in error.value.code
-    return error.value.code
+    return sentence_of(cli.main, ["report", str(study), *map(str, flags)], begins="fairseq-ln report: ")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
+from sentences import sentence_of
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.study.run_folder import SCORE_COLUMNS
@@ -66,14 +67,9 @@ def table(folder):
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def sentence_of(folder, *outputs, **settings):
+def refusal(folder, *outputs, **settings):
     """The sentence that ``fairseq-ln score`` ends with; nothing may be written."""
-    before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(SystemExit) as end:
-        score(folder, *outputs, **settings)
-    assert sorted(path.name for path in folder.iterdir()) == before
-    assert end.value.code.startswith("fairseq-ln score: ") and "\n" not in end.value.code
-    return end.value.code
+    return sentence_of(score, folder, *outputs, begins="fairseq-ln score: ", unchanged=folder, **settings)
 
 
 # The numbers
@@ -173,7 +169,7 @@ def test_a_line_separator_inside_a_sentence_does_not_shift_the_lines(folder):
 
 def test_a_missing_shard_is_refused_with_its_ids(folder):
     """Six of twelve sentences are missing; five are named."""
-    told = sentence_of(folder, "out.shard0.txt")
+    told = refusal(folder, "out.shard0.txt")
     present = read_lines(folder / "out.shard0.txt")
     missing = [i for i in range(12) if f"T-{i}\t{SENTENCES[i]}" not in present]
     assert f"sentences {', '.join(map(str, missing[:5]))} and 1 more" in told and "out.shard0.txt" in told
@@ -181,7 +177,7 @@ def test_a_missing_shard_is_refused_with_its_ids(folder):
 
 def test_a_shard_given_twice_is_refused(folder):
     """Double ids, with both files named."""
-    told = sentence_of(folder, "out.shard0.txt", "out.shard1.txt", "out.shard1.txt")
+    told = refusal(folder, "out.shard0.txt", "out.shard1.txt", "out.shard1.txt")
     assert "is there twice" in told and told.count("out.shard1.txt") == 2
 
 
@@ -189,7 +185,7 @@ def test_several_translations_of_a_sentence_are_refused(folder):
     """--nbest 2 prints two H lines after each T line."""
     text = generate_output(dict(enumerate(SENTENCES))) + "H-4\t-0.5\tanother one\n"
     (folder / "nbest.txt").write_text(text)
-    told = sentence_of(folder, "nbest.txt")
+    told = refusal(folder, "nbest.txt")
     assert "sentence 4 is there twice" in told and "--nbest 1" in told
 
 
@@ -197,14 +193,14 @@ def test_more_sentences_than_the_reference_has_are_refused(folder):
     """The outputs of another subset."""
     sentences = [*SENTENCES, "one more", "and one more"]
     (folder / "longer.txt").write_text(generate_output(dict(enumerate(sentences)), sentences))
-    told = sentence_of(folder, "longer.txt")
+    told = refusal(folder, "longer.txt")
     assert "sentences 12, 13" in told and "only 12 lines" in told
 
 
 def test_the_reference_of_another_subset_is_refused(folder):
     """fairseq-generate prints its own targets: as many lines, other ones."""
     (folder / "test.en").write_text("".join(f"quite another sentence {i}\n" for i in range(12)))
-    assert "is not the reference of these translations" in sentence_of(folder)
+    assert "is not the reference of these translations" in refusal(folder)
 
 
 def test_words_outside_the_dictionary_do_not_make_it_another_reference(folder):
@@ -235,14 +231,14 @@ def test_bpe_marks_are_refused(folder):
     """Subword pairs would count as matches."""
     texts = {**dict(enumerate(SENTENCES)), 7: "the num@@ ber 7"}
     (folder / "bpe.txt").write_text(generate_output(texts))
-    told = sentence_of(folder, "bpe.txt")
+    told = refusal(folder, "bpe.txt")
     assert "sentence 7" in told and "--remove-bpe" in told
 
 
 def test_an_output_without_translations_is_refused(folder):
     """A shard whose fairseq-generate died."""
     (folder / "empty.txt").write_text("Traceback\n")
-    told = sentence_of(folder, "out.shard0.txt", "empty.txt")
+    told = refusal(folder, "out.shard0.txt", "empty.txt")
     assert "empty.txt holds no line H-" in told
 
 
@@ -252,7 +248,7 @@ def test_a_reference_that_is_missing_empty_or_not_text_is_refused(folder, conten
     (folder / "test.en").unlink()
     if content is not None:
         (folder / "test.en").write_bytes(content)
-    assert "test.en" in sentence_of(folder)
+    assert "test.en" in refusal(folder)
 
 
 # scores.tsv
@@ -289,13 +285,13 @@ def test_the_header_is_the_contracts(folder):
 def test_a_file_that_is_not_such_a_table_is_left_alone(folder, content):
     """Nothing of the user's is overwritten."""
     (folder / "scores.tsv").write_text(content)
-    assert "move it away" in sentence_of(folder)
+    assert "move it away" in refusal(folder)
     assert (folder / "scores.tsv").read_text() == content
 
 
 def test_a_folder_that_is_not_there_is_told(folder):
     """--out in a missing folder."""
-    assert "cannot be written" in sentence_of(folder, flags=("--out", folder / "missing" / "scores.tsv"))
+    assert "cannot be written" in refusal(folder, flags=("--out", folder / "missing" / "scores.tsv"))
 
 
 @pytest.mark.parametrize(
