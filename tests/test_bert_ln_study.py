@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from fairseq import checkpoint_utils, options
 from fairseq.criterions.masked_lm import MaskedLmLoss
-from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq_cli import preprocess as fairseq_preprocess
@@ -22,13 +21,12 @@ from fairseq_cli import train as fairseq_train_here
 from fairseq_cli import validate as fairseq_validate
 from omegaconf import OmegaConf
 from reference import assert_equal_gradients, bert_features, masked_lm_logits
+from tiny_models import dictionary
 
 from fairseq_lnplugin import cli
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN
 
-DICTIONARY = Dictionary()
-for index in range(95):
-    DICTIONARY.add_symbol(f"w{index}")
+DICTIONARY = dictionary(99)
 MASK, PAD = DICTIONARY.add_symbol("<mask>"), DICTIONARY.pad()
 TASK = Namespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY, max_positions=lambda: 16)
 

@@ -3,19 +3,16 @@
 import argparse
 import json
 import math
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
+from tiny_models import built, dictionary, task_of
 
 from fairseq_lnplugin import fused, ln_position
 from fairseq_lnplugin.analysis import theory, theory_on_model, theory_report
 from fairseq_lnplugin.study import intervals
-from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel
 
 
 @pytest.fixture
@@ -429,10 +426,7 @@ def test_rho_is_the_gain_of_an_ffn_as_its_scheme_starts_it(weight_init):
     """E||FFN(x)||^2 / ||x||^2 over 400 standard normal x; biases, which rho has none of, give less than 1 %."""
     sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in
              (("layers", 1), ("embed_dim", 256), ("ffn_embed_dim", 1024))}  # fmt: skip
-    args = Namespace(arch="transformer_ln_study_tiny", weight_init=weight_init, dropout=0.0, **sizes)
-    ARCH_CONFIG_REGISTRY[args.arch](args)
-    torch.manual_seed(1)
-    model = TransformerLNStudyModel.build_model(args, Namespace(source_dictionary=Dictionary(), target_dictionary=Dictionary()))
+    model = built(task_of(dictionary(4)), weight_init=weight_init, dropout=0.0, **sizes)
     x = torch.randn(400, 1, 256)
     with torch.no_grad():
         gain = model.encoder.layers[0].ffn(x).pow(2).sum() / x.pow(2).sum()
