@@ -29,6 +29,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout is tested, not an installed copy
 
+# What fails in these tells what it compared, as in a test file.
+pytest.register_assert_rewrite("corpus_scripts", "reference", "sentences")
+
 SPLITS = {"train": 300, "valid": 40, "test": 40}
 
 
@@ -54,14 +57,8 @@ def text_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_bin(text_corpus, tmp_path_factory):
     """The corpus as fairseq-train takes it."""
-    folder = tmp_path_factory.mktemp("data-bin")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
-    command += ["--source-lang", "de", "--target-lang", "en", "--destdir", folder]
-    for split in SPLITS:
-        command += [f"--{split}pref", text_corpus / split]
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return folder
+    prefixes = {split: text_corpus / split for split in SPLITS}
+    return binarize(tmp_path_factory.mktemp("data-bin"), "--joined-dictionary", **prefixes)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +74,20 @@ def operators(request, monkeypatch):
 
     if request.param == "torch operators":
         monkeypatch.setattr(fused, "kernels", None)
+
+
+def binarize(folder, *flags, **prefixes):
+    """``fairseq-preprocess`` German and English text into a folder, which is returned.
+
+    ``prefixes``: the text of a split, ``train``, ``valid`` or ``test``, without the ending of the language.
+    """
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "de", "--target-lang", "en"]
+    command += ["--destdir", folder, *flags]
+    for split, prefix in prefixes.items():
+        command += [f"--{split}pref", prefix]
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder
 
 
 def run_fairseq_train(args, workers=1):

@@ -11,6 +11,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from conftest import SPLITS, binarize
 from fairseq.data import data_utils
 from fairseq.models import build_model
 from fairseq_runs import SMOOTHED, TINY, generate, load, train, weights_in
@@ -77,22 +78,7 @@ def test_an_unknown_choice_in_a_yaml_file_is_refused(flag):
 @pytest.fixture(scope="module")
 def two_dictionaries(text_corpus, tmp_path_factory):
     """The corpus binarized without --joined-dictionary: 20 types more or less than one dictionary for both has."""
-    folder = tmp_path_factory.mktemp("two-dictionaries")
-    command = [
-        sys.executable,
-        "-m",
-        "fairseq_cli.preprocess",
-        "--source-lang",
-        "de",
-        "--target-lang",
-        "en",
-        "--destdir",
-        folder,
-    ]
-    for split in ("train", "valid", "test"):
-        command += [f"--{split}pref", text_corpus / split]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    return folder
+    return binarize(tmp_path_factory.mktemp("two-dictionaries"), **{split: text_corpus / split for split in SPLITS})
 
 
 def test_a_missing_data_folder_is_named(tmp_path):
@@ -142,10 +128,8 @@ def test_sentences_that_fairseq_leaves_out_of_decoding_are_warned_of(
     for lang in ("de", "en"):
         lines = (text_corpus / f"test.{lang}").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"test.{lang}").write_text("".join(lines[:37]), encoding="utf-8")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "de", "--target-lang", "en"]
-    command += ["--srcdict", data_bin / "dict.de.txt", "--tgtdict", data_bin / "dict.en.txt"]
-    command += ["--testpref", tmp_path / "test", "--destdir", tmp_path / "bin"]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    dictionaries = ["--srcdict", data_bin / "dict.de.txt", "--tgtdict", data_bin / "dict.en.txt"]
+    binarize(tmp_path / "bin", *dictionaries, test=tmp_path / "test")
     train(data_bin, tmp_path, "--max-update", 1, "--required-batch-size-multiple", trained_with)
     monkeypatch.setattr(compat, "warned", set())
     caplog.clear()

@@ -5,11 +5,10 @@ Dropout is 0 where two implementations are compared, since they draw other masks
 """
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import binarize
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq_runs import SMOOTHED, TINY, load, train, weights_in
 from reference import assert_equal_gradients
@@ -187,19 +186,7 @@ def eight_pairs(text_corpus, tmp_path_factory):
     for lang in ("de", "en"):
         lines = (text_corpus / f"train.{lang}").read_text(encoding="utf-8").splitlines(keepends=True)[:8]
         (folder / f"train.{lang}").write_text("".join(lines), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "fairseq_cli.preprocess",
-        "--joined-dictionary",
-        "--source-lang",
-        "de",
-        "--target-lang",
-        "en",
-    ]
-    command += ["--destdir", folder / "bin", "--trainpref", folder / "train", "--validpref", folder / "train"]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    return folder / "bin"
+    return binarize(folder / "bin", "--joined-dictionary", train=folder / "train", valid=folder / "train")
 
 
 #: Three updates over all eight pairs; SGD, so that weights differ as much as gradients do.

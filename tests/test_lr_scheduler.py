@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import binarize
 from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import FairseqOptimizer
-from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 from sentences import sentence_of
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -302,10 +302,7 @@ def corpus(tmp_path_factory):
         pairs = [[rng.randrange(20) for _ in range(6)] for _ in range(lines)]
         (folder / f"{part}.de").write_text("".join(" ".join(f"w{i}" for i in pair) + "\n" for pair in pairs))
         (folder / f"{part}.en").write_text("".join(" ".join(f"v{i}" for i in pair) + "\n" for pair in pairs))
-    arguments = ["--source-lang", "de", "--target-lang", "en", "--destdir", folder / "bin"]
-    arguments += ["--trainpref", folder / "train", "--validpref", folder / "valid"]
-    preprocess.main(options.get_preprocessing_parser().parse_args([str(argument) for argument in arguments]))
-    return folder / "bin"
+    return binarize(folder / "bin", train=folder / "train", valid=folder / "valid")
 
 
 def arguments_of(corpus, save_dir, *flags):
