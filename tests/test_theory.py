@@ -423,14 +423,16 @@ def test_the_report_has_the_commands_arguments(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("weight_init", ["xavier_uniform", "xavier_normal", "fairseq"])
 def test_rho_is_the_gain_of_an_ffn_as_its_scheme_starts_it(weight_init):
-    """E||FFN(x)||^2 / ||x||^2 over 400 standard normal x; biases, which rho has none of, give less than 1 %."""
+    """E||FFN(x)||^2 / ||x||^2 over standard normal x and 16 FFNs, of which one is 3 % off; biases give less than 1 %."""
     sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in
              (("layers", 1), ("embed_dim", 256), ("ffn_embed_dim", 1024))}  # fmt: skip
-    model = built(task_of(dictionary(4)), weight_init=weight_init, dropout=0.0, **sizes)
-    x = torch.randn(400, 1, 256)
-    with torch.no_grad():
-        gain = model.encoder.layers[0].ffn(x).pow(2).sum() / x.pow(2).sum()
-    assert theory_on_model.rho_of(model.cfg) == pytest.approx(gain.item(), rel=0.03)
+    gains = []
+    for seed in range(16):
+        model = built(task_of(dictionary(4)), seed, weight_init=weight_init, dropout=0.0, **sizes)
+        x = torch.randn(400, 1, 256)
+        with torch.no_grad():
+            gains.append((model.encoder.layers[0].ffn(x).pow(2).sum() / x.pow(2).sum()).item())
+    assert theory_on_model.rho_of(model.cfg) == pytest.approx(sum(gains) / 16, rel=0.03)
 
 
 # -- On the training model --
