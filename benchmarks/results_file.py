@@ -246,7 +246,8 @@ fairseq-generate, beam 5, length penalty 1.2. Stock: float32, one process with a
 stock.pt: the checkpoint with fairseq's names in its configuration, as `decode_speed.py` writes it. Ours: bfloat16 products
 with AMX and float32 without unless the row names a type, the sentences in shards over the cores, one process each, as the
 recipes decode. Stock in shards: stock with the shards of ours, which tells what of the gain is the shards'. The same
-weights. Whole command: from its start to its end, loading included. Translating: fairseq's own
+weights. Shards make other batches, and fairseq bounds a translation by the longest source of its batch, so that translations
+which reach the bound may differ. Whole command: from its start to its end, loading included. Translating: fairseq's own
 "Translated ... in", of the slowest shard. Peak memory: the sum over the shards, shared pages counted in each. BLEU:
 tokenized, against fairseq-generate's `T-` lines."""
 
