@@ -21,6 +21,7 @@ import results_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fairseq_lnplugin.study.run_folder import RunFolderError, read_study  # noqa: E402
+from fairseq_lnplugin.study.tables import commit, pairs_text  # noqa: E402
 
 
 def losses(runs):
@@ -78,8 +79,8 @@ def markdown(rows, runs):
         for name, row in rows.items()
     ]
     about = (
-        f"Made by `benchmarks/dtype_agreement.py`. {settings['data']}, {settings['pairs']} pairs, preset {settings['preset']}, "
-        f"{max(run.updates for run in runs)} updates; commit {where.get('commit', 'unknown')}, "
+        f"Made by `benchmarks/dtype_agreement.py`. {settings['data']}, {pairs_text([settings])}, preset {settings['preset']}, "
+        f"{max(run.updates for run in runs)} updates; commit {(commit(where) or 'unknown')[:12]}, "
         f"{where.get('device', 'unknown device')}. Validation loss in base 2 with label smoothing, of each seed in turn."
     )
     return f"# float32 against bfloat16 products\n\n{about}\n\n{results_file.table(header, cells)}\n"
