@@ -122,6 +122,15 @@ def test_the_speeds_in_the_readme_are_the_medians_of_the_benchmarks():
     assert [cell for cell in expected if cell not in README] == []
 
 
+def test_how_far_the_types_of_products_are_apart_in_the_readme_is_what_the_benchmark_found():
+    """The largest difference of four runs, each within the spread of float32's seeds, with no divergence."""
+    lines = (ROOT / "benchmarks/DTYPES.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| iwslt14-")]
+    assert len(rows) == 4 and all(row[1] == "1, 2, 3" and row[6:] == ["yes", "yes"] for row in rows)
+    assert not any("diverged" in cell for row in rows for cell in row)
+    assert f"ended at most {max(row[4] for row in rows)} bits from float32's validation loss" in " ".join(README.split())
+
+
 @pytest.mark.parametrize(
     ("row", "run"),
     [
