@@ -454,7 +454,6 @@ binarize() {
   for lang in "$SRC" "$TGT"; do
     [[ -s $work/dict.$lang.txt ]] || die "fairseq-preprocess wrote no dict.$lang.txt; see $work/output.log"
   done
-  dictionary_hashes "$work" | write "$work/dictionaries.sha256"
   work_is_bin "$work"
 }
 

@@ -15,6 +15,7 @@ from fairseq_lnplugin.analysis.gradient_claims import bracket
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study import tables as study_tables
 from fairseq_lnplugin.study.wording import count, distinct, position_title
+from fairseq_lnplugin.transformer_ln_study import as_flag
 from fairseq_lnplugin.whole_file import write_text
 
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
@@ -364,7 +365,7 @@ def commands(groups, shared):
     """The commands that measure the same, as lines, for folders DATA and OUT; a checkpoint is a file CHECKPOINT."""
     common = ["--subset", shared["subset"], "--batches", shared["batches"], "--max-tokens", shared["max_tokens"]]
     for name in ("dropout", "label_smoothing", "compute_dtype"):
-        common += [f"--{name.replace('_', '-')}", shared[name]]
+        common += [as_flag(name), shared[name]]
     depths, positions = defaultdict(list), defaultdict(list)
     for group, records in tables.initial(groups).items():
         depths[group.weight_init, group.ln_position, seeds(records)].append(group.layers)

@@ -11,7 +11,6 @@ Transformers too. "before" is Pre-LN and "after" Post-LN (Xiong et al. 2020, Tab
 
 import argparse
 import difflib
-import logging
 import re
 from types import SimpleNamespace
 
@@ -20,9 +19,11 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, build_model
 from fairseq.modules import TransformerSentenceEncoderLayer
 
+from fairseq_lnplugin.analysis import quiet
 from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
 from fairseq_lnplugin.cli import whole_number
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN, SublayerNorm
+from fairseq_lnplugin.transformer_ln_study import as_flag
 
 COLUMNS = ("stack", "layer", "sub-layer", "norm", "parameters", "equation", "name")
 #: fairseq's names mislead: ``final_layer_norm`` is the FFN's.
@@ -53,11 +54,6 @@ def add_arguments(parser):
         parser.add_argument(as_flag(name), type=whole_number(1), metavar="N", help="another size than the architecture's")
 
 
-def as_flag(name):
-    """``encoder_layers`` as it is typed."""
-    return "--" + name.replace("_", "-")
-
-
 def run(args):
     """Print one sentence on the model and the table of its norms.
 
@@ -70,15 +66,13 @@ def run(args):
     try:
         if args.checkpoint and flags:
             raise CheckpointError(f"{as_flag(next(iter(flags)))} goes with --arch; a checkpoint has its own settings")
-        logging.disable(logging.WARNING)  # what models say of themselves and of their training
-        name, model = from_checkpoint(args.checkpoint) if args.checkpoint else (args.arch, from_arch(args.arch, flags))
+        with quiet():
+            name, model = from_checkpoint(args.checkpoint) if args.checkpoint else (args.arch, from_arch(args.arch, flags))
         rows = norm_map(model)
         if not rows:
             raise CheckpointError(f"{name} has no layer normalization")
     except CheckpointError as error:
         raise SystemExit(f"fairseq-ln map: {error}") from None
-    finally:
-        logging.disable(logging.NOTSET)
     # an architecture alone has no vocabulary, and so no number of parameters
     total = sum(parameter.numel() for parameter in model.parameters()) if args.checkpoint else None
     print(summary(name, rows, total))

@@ -13,7 +13,6 @@ claimed of. Exit status 1 when a check fails.
 """
 
 import json
-import logging
 import math
 import shlex
 import sys
@@ -22,10 +21,11 @@ from pathlib import Path
 
 import torch
 
-from fairseq_lnplugin.analysis import MAX_SEED, UserError, figures, paper, theory, theory_on_model
+from fairseq_lnplugin.analysis import MAX_SEED, UserError, figures, paper, quiet, theory, theory_on_model
 from fairseq_lnplugin.analysis.gradient_report import data_words
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.environment import environment
+from fairseq_lnplugin.transformer_ln_study import as_flag
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 from fairseq_lnplugin.whole_file import write_text
 
@@ -44,6 +44,7 @@ def add_arguments(parser):
     parser.add_argument("--weight-init", choices=sorted(WEIGHT_INITS), help=f"of the training model (default: {paper.INIT})")
 
 
+@quiet()
 def run(args):
     """Make all checks and write the report; returns 1 if a claim fails.
 
@@ -55,12 +56,8 @@ def run(args):
         raise SystemExit(f"fairseq-ln theory: --seed {args.seed} is not a whole number from 0 to {MAX_SEED}")
     for name in ("data_name", "arch", "weight_init"):
         if not args.data and getattr(args, name) is not None:
-            raise SystemExit(
-                f"fairseq-ln theory: --{name.replace('_', '-')} is about the training model; give DATA, or leave it out"
-            )
+            raise SystemExit(f"fairseq-ln theory: {as_flag(name)} is about the training model; give DATA, or leave it out")
     began = time.monotonic()
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # fairseq's lines on every model, matplotlib's on every font
     try:
         model = training_models(args) if args.data else None
         out = Path(args.out)
@@ -77,8 +74,6 @@ def run(args):
         raise SystemExit(f"fairseq-ln theory: {error}") from None
     except OSError as error:
         raise SystemExit(f"fairseq-ln theory: {args.out} cannot be written ({error.strerror}); give another --out") from None
-    finally:
-        logging.disable(level)
     failed = sum(check.verdict == "FAILS" for check in checks + on_model)
     print(f"{len(checks) + len(on_model)} checks, {failed} failed; see {out / 'THEORY.md'}")
     return 1 if failed else 0
