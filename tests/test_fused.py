@@ -393,6 +393,26 @@ def test_dropout_is_reproducible_from_the_seed():
 
 
 @needs_kernels
+@pytest.mark.parametrize("width", [7, 33, 100])
+def test_dropout_of_a_seed_is_one_mask_on_every_machine(width):
+    """Element e of block b is kept by 16 bits of a hash of (b, e mod 16, seed): nothing in it knows how wide vectors are."""
+
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+        return x
+
+    rows, rate, seed = 3, 0.3, 2**40 + 12345
+    expected = torch.zeros(rows, width, dtype=torch.bool)
+    for row in range(rows):
+        for i in range(width):
+            block = row * -(-width // 32) + i // 32
+            bits = mix(mix((block * 16 + i % 16) ^ seed % 2**32) + (seed >> 32) & 0xFFFFFFFF)
+            expected[row, i] = (bits >> 16 if i % 32 >= 16 else bits & 0xFFFF) < round(rate * 65536)
+    assert torch.equal(fused.kernels.dropout_add(torch.zeros(rows, width), torch.ones(rows, width), rate, seed) == 0, expected)
+
+
+@needs_kernels
 def test_dropout_does_not_depend_on_the_number_of_threads():
     """The same seed drops the same elements on one thread and on two."""
     threads = torch.get_num_threads()

@@ -15,7 +15,14 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kLanes = 16;  // floats in a vector of 64 bytes; compilers split it where registers are narrower
+// Floats in a vector register. Compilers split wider vectors, but badly: shuffles and reductions go through memory.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 
 typedef uint32_t UVec __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4)));
@@ -57,41 +64,47 @@ struct Dropout {
     return x ^ (x >> 16);
   }
 
-  // factors of the elements of one block of 32, 0 or scale: the first 16 from the lower halves, the others from the upper
-  void factors(uint32_t block, Vec& first, Vec& second) const {
+  // factors, 0 or scale, of elements `at`... and kHalf + `at`... of one block: from the lower and the upper halves of the hashes
+  void factors(uint32_t block, int at, Vec& first, Vec& second) const {
     UVec lane;
-    for (int j = 0; j < kLanes; ++j) lane[j] = j;
-    const UVec h = mix(mix((block * kLanes + lane) ^ low) + high);
+    for (int j = 0; j < kLanes; ++j) lane[j] = at + j;
+    const UVec h = mix(mix((block * kHalf + lane) ^ low) + high);
     const Vec kept = Vec{} + scale;
     first = (h & 0xffffu) >= threshold ? kept : Vec{};
     second = (h >> 16) >= threshold ? kept : Vec{};
   }
-};
 
-constexpr int kBlock = 2 * kLanes;
+  static constexpr int kHalf = 16, kBlock = 2 * kHalf;  // of any machine: a seed gives one mask, however wide vectors are
+};
 
 // out[i] = factor_i y[i] + x[i] (x may be null) for the n elements of one row; every row starts with a new block
 template <typename Y, typename Out>
 inline void dropout_row(const Dropout& dropout, int64_t row, int64_t n, const Y* y, const float* x, Out* out) {
+  constexpr int kHalf = Dropout::kHalf, kBlock = Dropout::kBlock;
   uint32_t block = static_cast<uint32_t>(row) * static_cast<uint32_t>((n + kBlock - 1) / kBlock);
   Vec first, second;
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    dropout.factors(block++, first, second);
-    Vec a = first * load(y + i), b = second * load(y + i + kLanes);
-    if (x) {
-      a += load(x + i);
-      b += load(x + i + kLanes);
+  for (; i + kBlock <= n; i += kBlock, ++block)
+    for (int at = 0; at < kHalf; at += kLanes) {
+      dropout.factors(block, at, first, second);
+      const int64_t j = i + at;
+      Vec a = first * load(y + j), b = second * load(y + j + kHalf);
+      if (x) {
+        a += load(x + j);
+        b += load(x + j + kHalf);
+      }
+      store(out + j, a);
+      store(out + j + kHalf, b);
     }
-    store(out + i, a);
-    store(out + i + kLanes, b);
-  }
   if (i < n) {
-    dropout.factors(block, first, second);
-    for (int64_t j = 0; i + j < n; ++j) {
-      const float factor = j < kLanes ? first[j] : second[j - kLanes];
-      out[i + j] = static_cast<Out>(factor * static_cast<float>(y[i + j]) + (x ? x[i + j] : 0.f));
+    float factors[kBlock];
+    for (int at = 0; at < kHalf; at += kLanes) {
+      dropout.factors(block, at, first, second);
+      store(factors + at, first);
+      store(factors + kHalf + at, second);
     }
+    for (int64_t j = 0; i + j < n; ++j)
+      out[i + j] = static_cast<Out>(factors[j] * static_cast<float>(y[i + j]) + (x ? x[i + j] : 0.f));
   }
 }
 
@@ -242,20 +255,25 @@ inline void product_block(int64_t inner, const float* a, int64_t row_stride, int
     for (int v = 0; v < V; ++v) store(c + r * ldc + v * kLanes, sum[r][v]);
 }
 
-template <int V>
+// Rows and vectors of a block, whose sums stay in registers: of 32 registers with AVX-512, of 16 elsewhere
+constexpr int kRows = kLanes == 16 ? 4 : 6, kColumns = kLanes == 16 ? 4 : 2;
+
+template <int V, int R = kRows>
 inline void product_columns(int64_t rows, int64_t inner, const float* a, int64_t row_stride, int64_t inner_stride, const float* b,
                             int64_t ldb, float* c, int64_t ldc) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    product_block<4, V>(inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
-  for (; r < rows; ++r) product_block<1, V>(inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
+  for (; r + R <= rows; r += R) product_block<R, V>(inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
+  if constexpr (R > 1)
+    if (r < rows) product_columns<V, R - 1>(rows - r, inner, a + r * row_stride, row_stride, inner_stride, b, ldb, c + r * ldc, ldc);
 }
 
 void product(int64_t rows, int64_t cols, int64_t inner, const float* a, int64_t row_stride, int64_t inner_stride, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
   int64_t j = 0;
-  for (; j + 4 * kLanes <= cols; j += 4 * kLanes) product_columns<4>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
-  for (; j + 2 * kLanes <= cols; j += 2 * kLanes) product_columns<2>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
+  for (; j + kColumns * kLanes <= cols; j += kColumns * kLanes)
+    product_columns<kColumns>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
+  if constexpr (kColumns > 2)
+    for (; j + 2 * kLanes <= cols; j += 2 * kLanes) product_columns<2>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
   for (; j < cols; j += kLanes) product_columns<1>(rows, inner, a, row_stride, inner_stride, b + j, ldb, c + j, ldc);
 }
 
@@ -448,16 +466,39 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
   return out;
 }
 
+// The products of q with four keys, key[offset]..., lane by lane: the sum of a vector's lanes is the product
+template <typename T>
+inline void products_of(const float* q, const T* const* key, int64_t offset, int64_t n, Vec* out) {
+  Vec sum[4] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) {
+    const Vec at = load(q + d);
+    for (int j = 0; j < 4; ++j) sum[j] += at * load(key[j] + offset + d);
+  }
+  for (int64_t l = 0; d < n; ++d, ++l)
+    for (int j = 0; j < 4; ++j) sum[j][l] += q[d] * static_cast<float>(key[j][offset + d]);
+  for (int j = 0; j < 4; ++j) out[j] = sum[j];
+}
+
+// V vectors of the sum of rows of values, row[offset]..., by their weights
+template <int V, typename T>
+inline void weighted_sum(const float* weights, const T* const* row, int64_t steps, int64_t offset, float* out) {
+  Vec sum[V] = {};
+  for (int64_t t = 0; t < steps; ++t)
+    for (int v = 0; v < V; ++v) sum[v] += weights[t] * load(row[t] + offset + v * kLanes);
+  for (int v = 0; v < V; ++v) store(out + v * kLanes, sum[v]);
+}
+
 // One word a batch row, and a history that it does not hold itself: step t's key is keys[t, origin[b, t]], so that reordering beams
 // moves indices and no keys; -1 marks a pad. weights, (heads, batch, steps), takes the probabilities unless it is null.
 template <typename T>
 void history_rows(const T* q, const T* keys, const T* values, const int64_t* origin, T* out, float* weights, const Layout& at_q,
                   const Layout& at_k, const Layout& at_v, const Layout& at_out, int64_t batch, int64_t steps, int64_t heads,
                   int64_t head_dim, int64_t begin, int64_t end) {
-  const int64_t dim = padded(head_dim), whole = head_dim / kLanes * kLanes, places = padded(steps);
+  const int64_t dim = padded(head_dim), places = padded(steps);
   const float scale = 1.f / std::sqrt(static_cast<float>(head_dim));
   std::vector<float> query(dim), probs(places), result(dim);
-  std::vector<const T*> key_rows(steps), value_rows(steps);
+  std::vector<const T*> key_rows(places, keys), value_rows(steps);  // the places after the last step get no weight
   Vec square[kLanes];
   for (int64_t b = begin; b < end; ++b) {
     const int64_t* rows = origin + b * steps;
@@ -470,16 +511,8 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
       copy_scaled(q + b * at_q.batch_stride + h * at_q.head_stride, query.data(), head_dim, scale);
       Vec tops = Vec{} + kLowest, sums = {};
       for (int64_t first = 0; first < places; first += kLanes) {
-        // a product a step, its lanes summed for 16 steps at a time
-        for (int64_t l = 0; l < kLanes; ++l) {
-          Vec sum = {};
-          if (first + l < steps) {
-            const T* key = key_rows[first + l] + h * at_k.head_stride;
-            for (int64_t d = 0; d < whole; d += kLanes) sum += load(query.data() + d) * load(key + d);
-            for (int64_t d = whole; d < head_dim; ++d) sum[d - whole] += query[d] * static_cast<float>(key[d]);
-          }
-          square[l] = sum;
-        }
+        // four products at once, and the lanes of each summed for a vector of steps at a time
+        for (int64_t l = 0; l < kLanes; l += 4) products_of(query.data(), key_rows.data() + first + l, h * at_k.head_stride, head_dim, square + l);
         transpose_square<kLanes / 2>(square);
         Vec scores = square[0];
         for (int l = 1; l < kLanes; ++l) scores += square[l];
@@ -496,14 +529,13 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
       }
       const float share = share_of(sum_of(sums));
       if (weights) copy_scaled(probs.data(), weights + (h * batch + b) * steps, steps, share);
-      std::fill(result.begin(), result.end(), 0.f);
-      for (int64_t d = 0; d < whole; d += kLanes) {
-        Vec sum = {};
-        for (int64_t t = 0; t < steps; ++t) sum += probs[t] * load(value_rows[t] + h * at_v.head_stride + d);
-        store(result.data() + d, sum);
-      }
-      for (int64_t d = whole; d < head_dim; ++d)
+      int64_t d = 0;
+      for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) weighted_sum<4>(probs.data(), value_rows.data(), steps, h * at_v.head_stride + d, result.data() + d);
+      for (; d + kLanes <= head_dim; d += kLanes) weighted_sum<1>(probs.data(), value_rows.data(), steps, h * at_v.head_stride + d, result.data() + d);
+      for (; d < head_dim; ++d) {
+        result[d] = 0.f;
         for (int64_t t = 0; t < steps; ++t) result[d] += probs[t] * static_cast<float>(value_rows[t][h * at_v.head_stride + d]);
+      }
       copy_scaled(result.data(), out + b * at_out.batch_stride + h * at_out.head_stride, head_dim, share);
     }
   }
