@@ -1,6 +1,7 @@
 """The results of the benchmarks: ``results.json``, what each was measured with, and ``RESULTS.md`` made of it.
 
-A row that is measured again replaces the old one; the others stay, each with its own commit, data and machine.
+A row that is measured again on a CPU of the same vector extensions replaces the old one, and ends in their name; all others
+stay, each with its own commit, data and machine.
 """
 
 import datetime
@@ -19,6 +20,9 @@ from processes import ROOT, cores, failure, say
 
 #: Extensions of x86 processors that decide how fast the products are.
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+
+#: How a row's name ends, by the widest of them.
+VECTORS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 #: Variables that change how fast a process is; those that are set come with the results.
 SPEED_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "MALLOC_", "LD_PRELOAD")
@@ -123,6 +127,11 @@ def machine():
     }
 
 
+def vectors(machine):
+    """The widest vector extension of what :func:`machine` returned, for a reader."""
+    return next((name for extension, name in VECTORS.items() if extension in machine["isa"]), "no AVX2")
+
+
 def faster_dtype():
     """The faster products of this machine, as the recipes choose them: bfloat16 with AMX, float32 without."""
     return "bfloat16" if machine()["amx"] else "float32"
@@ -173,14 +182,14 @@ def begin(folder):
 
 
 def save(folder, section, row, numbers):
-    """Put a row into results.json and make RESULTS.md anew.
+    """Put a row into results.json, under its name and the machine's vector extension, and make RESULTS.md anew.
 
     Raises:
         SystemExit: results.json cannot be read, or a file cannot be written.
 
     """
     results = load(folder)
-    results.setdefault(section, {})[row] = numbers
+    results.setdefault(section, {})[f"{row}, {vectors(numbers['conditions']['machine'])}"] = numbers
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write(Path(folder) / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -223,9 +232,9 @@ def shown(words):
 INTRODUCTION = """# Speed and memory against stock fairseq
 
 Made by `train_speed.py`, `decode_speed.py` and `gradients_speed.py` from `results.json`; they replace what they measure
-again. Each pair is stock fairseq and ours, one after the other, in processes of their own, on the same data and, but
-for decoding, the same batches. Numbers are medians over the pairs; a ratio is taken in each pair, its range over the
-pairs is in brackets."""
+again. A row's name ends in the widest vector extension of its CPU. Each pair is stock fairseq and ours, one after the
+other, in processes of their own, on the same data and, but for decoding, the same batches. Numbers are medians over the
+pairs; a ratio is taken in each pair, its range over the pairs is in brackets."""
 
 TRAINING = """## Training
 

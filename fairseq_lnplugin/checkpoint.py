@@ -5,20 +5,18 @@ import pickle
 
 from fairseq import checkpoint_utils
 
-
-class CheckpointError(Exception):
-    """A file cannot be read as a checkpoint, or does not fit what it is wanted for; the message is for the user."""
+from fairseq_lnplugin.user_error import UserError
 
 
 def read_checkpoint(path):
     """A checkpoint as fairseq-generate reads it, on the CPU.
 
     Raises:
-        CheckpointError: there is no such file, or fairseq cannot read it.
+        UserError: there is no such file, or fairseq cannot read it.
 
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         if state["cfg"].model is None or not state["model"]:
@@ -27,5 +25,5 @@ def read_checkpoint(path):
         reason = (str(error).strip().splitlines() or [""])[0][:120]
         if isinstance(error, pickle.UnpicklingError):  # torch's text is a page on weights_only
             reason = "not a checkpoint, or one damaged or made by other programs"
-        raise CheckpointError(f"{path} cannot be read as a fairseq checkpoint ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{path} cannot be read as a fairseq checkpoint ({type(error).__name__}: {reason})") from None
     return state

@@ -356,33 +356,6 @@ def test_an_archive_in_another_place_is_the_same_corpus(prepared, tmp_path):
     refused(iwslt14(out, pack(archive, prepared, "iwslt14-de-en")), "was made with content of --from")
 
 
-def older(out, **arguments):
-    """Make a corpus folder one of an earlier version, which told the paths of its inputs and not their contents."""
-    facts = json.loads((out / "corpus.json").read_text())
-    known = {key: value for key, value in facts["arguments"].items() if not key.startswith("content of ")}
-    (out / "corpus.json").write_text(json.dumps({**facts, "arguments": {**known, **arguments}}))
-
-
-def test_a_corpus_of_an_earlier_version_goes_on_with_its_archive_alone(prepared, tmp_path):
-    """It knows a path: the same name elsewhere will do, another or none will not."""
-    archive, out = pack(tmp_path / "data.tar.gz", prepared, "iwslt14-de-en"), tmp_path / "out"
-    made(out, iwslt14(out, archive))
-    older(out, **{"--from": "/elsewhere/data.tar.gz"})
-    assert "nothing to do" in iwslt14(out, archive).stderr
-    older(out, **{"--from": "/elsewhere/other.tar.gz"})
-    refused(iwslt14(out, archive), "was made with --from /elsewhere/other.tar.gz, not", "data.tar.gz")
-    older(out, **{"--from": None})
-    refused(iwslt14(out, archive), "was made with --from None")
-
-
-def test_own_text_of_an_earlier_version_goes_on(raw, tmp_path):
-    """It knows the beginnings of its files' names."""
-    out = tmp_path / "out"
-    made(out, own(raw, out))
-    older(out, **{f"--{split}": f"/elsewhere/{split}" for split in ("train", "valid", "test")})
-    assert "nothing to do" in own(raw, out).stderr
-
-
 def test_two_starts_do_not_make_the_same_corpus_at_once(raw, tmp_path):
     """The folder that the first one writes is locked: the second stops, and deletes nothing."""
     partial = tmp_path / "out.partial"
@@ -605,6 +578,17 @@ def test_an_unreached_registry_ends_with_status_3(tmp_path, program):
     done = call("libreoffice_help.py", "--out", tmp_path / "out", PATH=path)
     refused(done, "cannot download libreoffice-help-de", "grammar.py", status=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_of_downloaded_packages_is_not_one_of_files_that_are_given(tmp_path):
+    """The folder tells that none were given, as it does when apt-get brought them."""
+    root, out = help_tree(tmp_path, numbers(0, 60)), tmp_path / "out"
+    made(out, call("libreoffice_help.py", "--out", out, "--from", root, "--merges", "50"))
+    facts = json.loads((out / "corpus.json").read_text())
+    facts["arguments"].pop("content of --from")
+    (out / "corpus.json").write_text(json.dumps({**facts, "arguments": {**facts["arguments"], "--from": None}}))
+    done = call("libreoffice_help.py", "--out", out, "--from", root, "--merges", "50")
+    refused(done, "was made without --from", f"delete {out}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="package lists are root's")

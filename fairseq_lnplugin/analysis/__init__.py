@@ -7,10 +7,6 @@ import logging
 MAX_SEED = 2**31 - 1
 
 
-class UserError(Exception):
-    """Something the user can put right; the message is one sentence for the user."""
-
-
 @contextlib.contextmanager
 def quiet():
     """Inside, fairseq's lines on every model and data set, and matplotlib's on every font, are not logged; warnings neither."""

@@ -32,14 +32,15 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_lnplugin import fused
-from fairseq_lnplugin.analysis import MAX_SEED, UserError, gradient_report, gradient_tables, measurements, paper, quiet
-from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
+from fairseq_lnplugin.analysis import MAX_SEED, gradient_report, gradient_tables, measurements, paper, quiet
+from fairseq_lnplugin.checkpoint import read_checkpoint
 from fairseq_lnplugin.fused import COMPUTE_DTYPES
 from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
 from fairseq_lnplugin.ln_position import LN_POSITIONS
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.study.wording import duration
 from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel, as_flag
+from fairseq_lnplugin.user_error import UserError
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
 #: Hidden states are looked at in a run's first mini-batches only, so that memory does not grow with their number.
@@ -102,7 +103,7 @@ def run(args):
     try:
         with quiet():
             measure_all(args)
-    except (UserError, CheckpointError) as error:
+    except UserError as error:
         raise SystemExit(f"fairseq-ln gradients: {error}") from None
 
 
@@ -371,7 +372,7 @@ class TrainedModel:
 
     Raises:
         UserError: it is no Transformer of this plug-in, or its stacks differ in depth.
-        CheckpointError: the file cannot be read.
+        UserError: the file cannot be read.
 
     """
 

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 
-from fairseq_lnplugin.analysis import UserError
+from fairseq_lnplugin.user_error import UserError
 
 FILE_NAME = "measurements.jsonl"
 #: Of each of its lines.

@@ -20,10 +20,11 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, build_mode
 from fairseq.modules import TransformerSentenceEncoderLayer
 
 from fairseq_lnplugin.analysis import quiet
-from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
+from fairseq_lnplugin.checkpoint import read_checkpoint
 from fairseq_lnplugin.cli import whole_number
 from fairseq_lnplugin.ln_position import LN_POSITIONS, PostLN, PreLN, SublayerNorm
 from fairseq_lnplugin.transformer_ln_study import as_flag
+from fairseq_lnplugin.user_error import UserError
 
 COLUMNS = ("stack", "layer", "sub-layer", "norm", "parameters", "equation", "name")
 #: fairseq's names mislead: ``final_layer_norm`` is the FFN's.
@@ -65,13 +66,13 @@ def run(args):
     flags = {name: value for name, value in flags.items() if value is not None}
     try:
         if args.checkpoint and flags:
-            raise CheckpointError(f"{as_flag(next(iter(flags)))} goes with --arch; a checkpoint has its own settings")
+            raise UserError(f"{as_flag(next(iter(flags)))} goes with --arch; a checkpoint has its own settings")
         with quiet():
             name, model = from_checkpoint(args.checkpoint) if args.checkpoint else (args.arch, from_arch(args.arch, flags))
         rows = norm_map(model)
         if not rows:
-            raise CheckpointError(f"{name} has no layer normalization")
-    except CheckpointError as error:
+            raise UserError(f"{name} has no layer normalization")
+    except UserError as error:
         raise SystemExit(f"fairseq-ln map: {error}") from None
     # an architecture alone has no vocabulary, and so no number of parameters
     total = sum(parameter.numel() for parameter in model.parameters()) if args.checkpoint else None
@@ -92,7 +93,7 @@ def from_checkpoint(path):
         model.load_state_dict(dict(state["model"]), strict=True, model_cfg=cfg)
     except (RuntimeError, SystemExit) as error:  # torch's list of differences, or our models' own sentence
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(
+        raise UserError(
             f"the parameters in {path} do not fit the {name} that its settings describe: {' '.join(lines[:2])[:300]}"
         ) from None
     return name, model
@@ -109,18 +110,18 @@ def from_arch(arch, flags):
     if arch not in ARCH_MODEL_REGISTRY:
         near = difflib.get_close_matches(arch, ARCH_MODEL_REGISTRY, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise CheckpointError(f"there is no architecture {arch}{hint}")
+        raise UserError(f"there is no architecture {arch}{hint}")
     # as fairseq-train does: the architecture fills in what has no default of its own
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, add_help=False)
     ARCH_MODEL_REGISTRY[arch].add_args(parser)
     unknown = set(flags) - {action.dest for action in parser._actions}
     if unknown:
-        raise CheckpointError(f"{arch} has no flag {as_flag(min(unknown))}")
+        raise UserError(f"{arch} has no flag {as_flag(min(unknown))}")
     args = argparse.Namespace(**{**LENGTHS, **vars(parser.parse_args([])), **flags}, arch=arch)
     try:
         ARCH_CONFIG_REGISTRY[arch](args)
     except SystemExit as error:
-        raise CheckpointError(error.code) from None  # our models' own sentences
+        raise UserError(error.code) from None  # our models' own sentences
     return build(args, arch, len(Dictionary()), len(Dictionary()))
 
 
@@ -134,9 +135,9 @@ def build(cfg, name, source_words, target_words):
     try:
         return build_model(cfg, task)
     except SystemExit as error:
-        raise CheckpointError(error.code) from None
+        raise UserError(error.code) from None
     except Exception as error:  # models outside this plug-in may want more of their task
-        raise CheckpointError(f"{name} cannot be built here ({type(error).__name__}: {error})") from None
+        raise UserError(f"{name} cannot be built here ({type(error).__name__}: {error})") from None
 
 
 def dictionary(words):
@@ -193,7 +194,7 @@ def arrangement_of(norm, layer):
         return PreLN if layer.normalize_before else PostLN
     if isinstance(layer, TransformerSentenceEncoderLayer):
         return PostLN
-    raise CheckpointError(f"the layers of this model ({type(layer).__name__}) do not tell where their norms sit")
+    raise UserError(f"the layers of this model ({type(layer).__name__}) do not tell where their norms sit")
 
 
 def summary(name, rows, parameters=None):

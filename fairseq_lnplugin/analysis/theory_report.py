@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 
-from fairseq_lnplugin.analysis import MAX_SEED, UserError, figures, paper, quiet, theory, theory_on_model
+from fairseq_lnplugin.analysis import MAX_SEED, figures, paper, quiet, theory, theory_on_model
 from fairseq_lnplugin.analysis.gradient_report import data_words
 from fairseq_lnplugin.study import tables
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.transformer_ln_study import as_flag
+from fairseq_lnplugin.user_error import UserError
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 from fairseq_lnplugin.whole_file import write_text
 

@@ -14,8 +14,9 @@ from collections import OrderedDict
 import torch
 from omegaconf import OmegaConf
 
-from fairseq_lnplugin.checkpoint import CheckpointError, read_checkpoint
+from fairseq_lnplugin.checkpoint import read_checkpoint
 from fairseq_lnplugin.cli import whole_number
+from fairseq_lnplugin.user_error import UserError
 from fairseq_lnplugin.whole_file import replacing
 
 #: Settings of a model that change what it computes, some without changing the shape of any parameter.
@@ -48,9 +49,9 @@ def run(args):
         paths = chosen(args)
         for path in paths:
             if os.path.realpath(path) == os.path.realpath(args.out):
-                raise CheckpointError(f"--out {args.out} is one of the files to average; give another name")
+                raise UserError(f"--out {args.out} is one of the files to average; give another name")
         save(average(paths), args.out)
-    except CheckpointError as error:
+    except UserError as error:
         raise SystemExit(f"fairseq-ln average: {error}") from None
     print(f"{args.out}: the average of {len(paths)} checkpoints: {', '.join(os.path.basename(path) for path in paths)}")
 
@@ -58,14 +59,14 @@ def run(args):
 def chosen(args):
     """The files that the command line names, as a list of paths."""
     if (args.last is None) != (args.dir is None) or (args.last is None and args.up_to is not None):
-        raise CheckpointError("--last N and --dir FOLDER go together, and --up-to EPOCH with both")
+        raise UserError("--last N and --dir FOLDER go together, and --up-to EPOCH with both")
     if bool(args.checkpoints) == (args.last is not None):
-        raise CheckpointError("give either the files to average or --last N --dir FOLDER")
+        raise UserError("give either the files to average or --last N --dir FOLDER")
     paths = args.checkpoints or last_epochs(args.dir, args.last, args.up_to)
     seen = {}
     for path in paths:
         if os.path.realpath(path) in seen:
-            raise CheckpointError(f"{path} is given twice")
+            raise UserError(f"{path} is given twice")
         seen[os.path.realpath(path)] = path
     return paths
 
@@ -75,13 +76,13 @@ def last_epochs(folder, number, up_to=None):
     try:
         matches = [re.fullmatch(r"checkpoint(\d+)\.pt", name) for name in os.listdir(folder)]
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
+        raise UserError(f"{folder} cannot be read ({error.strerror})") from None
     epochs = sorted(int(match[1]) for match in matches if match)
     epochs = [epoch for epoch in epochs if up_to is None or epoch <= up_to]
     if len(epochs) < number:
         bound = "" if up_to is None else f" up to epoch {up_to}"
         found = f"{len(epochs)} ({', '.join(map(str, epochs))})" if epochs else "none"
-        raise CheckpointError(
+        raise UserError(
             f"{folder} has {found} of the {number} checkpoint<epoch>.pt files asked for{bound}; ask for fewer, "
             "or train with --keep-last-epochs at least that high and without --no-epoch-checkpoints"
         )
@@ -95,7 +96,7 @@ def average(paths):
     are the last file's.
 
     Raises:
-        CheckpointError: a file cannot be read, or belongs to another model than the first.
+        UserError: a file cannot be read, or belongs to another model than the first.
 
     """
     sums, first, shared, dictionaries = {}, None, set(), {}
@@ -108,9 +109,7 @@ def average(paths):
         same_model(paths[0], first, path, facts)
         for stack, types in dictionaries_of(state).items():
             if dictionaries.setdefault(stack, types) != types:
-                raise CheckpointError(
-                    f"{path} knows other types in its {stack} than files before; average checkpoints of one run"
-                )
+                raise UserError(f"{path} knows other types in its {stack} than files before; average checkpoints of one run")
         shared &= ties(parameters)
         for name, parameter in parameters.items():
             if parameter.is_floating_point():
@@ -154,7 +153,7 @@ def same_model(path, facts, other_path, other_facts):
     for kind, ours, theirs in zip(("setting", "parameter"), facts, other_facts, strict=True):
         for name in {**ours, **theirs}:
             if ours.get(name) != theirs.get(name):
-                raise CheckpointError(
+                raise UserError(
                     f"{path} and {other_path} are different models: {kind} {name} is {ours.get(name, 'missing')} in "
                     f"the one and {theirs.get(name, 'missing')} in the other; average checkpoints of one run"
                 )
@@ -171,11 +170,11 @@ def save(state, path):
     """Write a checkpoint whole or not at all.
 
     Raises:
-        CheckpointError: it cannot be written.
+        UserError: it cannot be written.
 
     """
     try:
         with replacing(path) as new, open(new, "wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from None

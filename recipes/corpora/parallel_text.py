@@ -360,18 +360,12 @@ def write(corpus: Corpus, folder: Path) -> dict:
     }
 
 
-def strings(value: object) -> list[str]:
-    """An argument of an older corpus.json: one path, several, or none."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
 def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bool:
     """Whether `out` already holds this corpus, whole and made with these arguments; refuse to write over anything else.
 
     `inputs`: the files and folders to read, by flag, whose contents are among the arguments.
 
-    What only one of the two knows is not compared: an input that is gone was not read this time. Of an input whose content the
-    folder does not tell it may tell the path (folders made by earlier versions), or that there was none.
+    What only one of the two knows is not compared: an input that is gone was not read this time.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -383,17 +377,15 @@ def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bo
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{out / 'corpus.json'} is not what this wrote; delete {out} and run this again") from error
     other = [key for key in arguments if key in made_with and arguments[key] != made_with[key]]
-    for flag, paths in inputs.items():  # of an older folder: the path, or the beginning of several
-        begins = tuple(Path(path).name for path in strings(made_with.get(flag)))
-        if flag in made_with and not all(path.name.startswith(begins) for path in paths):
-            arguments = {**arguments, flag: ", ".join(map(str, paths))}
-            other.append(flag)
     if other:
         key = other[0]
         raise CorpusError(
             f"{out} was made with {key} {made_with[key]}, not {arguments[key]}; delete {out} to make it again, or "
             "choose another --out"
         )
+    for flag in inputs:
+        if flag in made_with:  # as an argument: what is given is told by its content
+            raise CorpusError(f"{out} was made without {flag}; delete {out} to make it again, or choose another --out")
     for name, expected in files.items():
         if not (out / name).is_file() or sha256(out / name) != expected:
             raise CorpusError(f"{out / name} is missing or was changed; delete {out} and run this again")
