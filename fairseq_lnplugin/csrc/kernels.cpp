@@ -512,7 +512,8 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
       Vec tops = Vec{} + kLowest, sums = {};
       for (int64_t first = 0; first < places; first += kLanes) {
         // four products at once, and the lanes of each summed for a vector of steps at a time
-        for (int64_t l = 0; l < kLanes; l += 4) products_of(query.data(), key_rows.data() + first + l, h * at_k.head_stride, head_dim, square + l);
+        for (int64_t l = 0; l < kLanes; l += 4)
+          products_of(query.data(), key_rows.data() + first + l, h * at_k.head_stride, head_dim, square + l);
         transpose_square<kLanes / 2>(square);
         Vec scores = square[0];
         for (int l = 1; l < kLanes; ++l) scores += square[l];
@@ -529,12 +530,14 @@ void history_rows(const T* q, const T* keys, const T* values, const int64_t* ori
       }
       const float share = share_of(sum_of(sums));
       if (weights) copy_scaled(probs.data(), weights + (h * batch + b) * steps, steps, share);
+      const int64_t head = h * at_v.head_stride;
+      const float* shares = probs.data();
       int64_t d = 0;
-      for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) weighted_sum<4>(probs.data(), value_rows.data(), steps, h * at_v.head_stride + d, result.data() + d);
-      for (; d + kLanes <= head_dim; d += kLanes) weighted_sum<1>(probs.data(), value_rows.data(), steps, h * at_v.head_stride + d, result.data() + d);
+      for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) weighted_sum<4>(shares, value_rows.data(), steps, head + d, result.data() + d);
+      for (; d + kLanes <= head_dim; d += kLanes) weighted_sum<1>(shares, value_rows.data(), steps, head + d, result.data() + d);
       for (; d < head_dim; ++d) {
         result[d] = 0.f;
-        for (int64_t t = 0; t < steps; ++t) result[d] += probs[t] * static_cast<float>(value_rows[t][h * at_v.head_stride + d]);
+        for (int64_t t = 0; t < steps; ++t) result[d] += shares[t] * static_cast<float>(value_rows[t][head + d]);
       }
       copy_scaled(result.data(), out + b * at_out.batch_stride + h * at_out.head_stride, head_dim, share);
     }
