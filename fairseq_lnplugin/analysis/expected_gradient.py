@@ -39,7 +39,7 @@ from fairseq_lnplugin.grad_norm import PAPER_MATRICES, place
 from fairseq_lnplugin.ln_position import LN_POSITIONS
 from fairseq_lnplugin.study.environment import environment
 from fairseq_lnplugin.study.wording import duration
-from fairseq_lnplugin.transformer_ln_study import TransformerLNStudyModel, as_flag
+from fairseq_lnplugin.transformer_ln_study import STACKS, TransformerLNStudyModel, as_flag
 from fairseq_lnplugin.user_error import UserError
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
@@ -371,8 +371,7 @@ class TrainedModel:
     """A model of a checkpoint, with the settings that it was trained with but for those that are given here.
 
     Raises:
-        UserError: it is no Transformer of this plug-in, or its stacks differ in depth.
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, is no Transformer of this plug-in, or its stacks differ in depth.
 
     """
 
@@ -387,7 +386,7 @@ class TrainedModel:
             raise UserError(
                 f"{path} has {cfg.encoder_layers} encoder and {cfg.decoder_layers} decoder layers; give one with as many of both"
             )
-        if any(getattr(cfg, f"{stack}_layerdrop", 0) for stack in gradient_tables.STACKS):
+        if any(getattr(cfg, f"{stack}_layerdrop", 0) for stack in STACKS):
             raise UserError(f"{path} was trained with LayerDrop, and a layer that is dropped has no gradient; give one without")
         self.weight_init, self.ln_position, self.layers = cfg.weight_init, cfg.ln_position, cfg.encoder_layers
         trained = getattr(state["cfg"].criterion, "label_smoothing", None)
@@ -596,7 +595,7 @@ def hidden_states(squared_norms, model):
     ``epsilon`` (the smallest with P[(Z - EZ) / EZ <= epsilon] >= 1 - paper.DELTA), ``delta`` (the share of Z above
     (1 + paper.EPSILON) EZ), ``tokens``.
     """
-    names = [(stack, layer + 1) for stack in gradient_tables.STACKS for layer in range(len(getattr(model, stack).layers))]
+    names = [(stack, layer + 1) for stack in STACKS for layer in range(len(getattr(model, stack).layers))]
     rows = []
     for (stack, layer), parts in zip(names, zip(*squared_norms, strict=True), strict=True):
         epsilon, delta, mean = bounded(torch.cat(parts))

@@ -6,7 +6,7 @@ matplotlib is imported where something is drawn, and nowhere else: measuring doe
 import math
 
 from fairseq_lnplugin.analysis import paper
-from fairseq_lnplugin.analysis.gradient_tables import MATRICES
+from fairseq_lnplugin.study.tables import PAPER_MATRICES
 from fairseq_lnplugin.study.wording import position_title
 from fairseq_lnplugin.whole_file import replacing
 
@@ -54,7 +54,7 @@ def figure3(figure, rows):
     axes = figure.subplots(2, 2)
     of_init = [row for row in rows if row["weight_init"] == rows[0]["weight_init"]]
     fewest = min(row["layers"] for row in of_init)
-    for axis, (matrix, name), letter in zip(axes[0], MATRICES.items(), "ab", strict=True):
+    for axis, (matrix, name), letter in zip(axes[0], PAPER_MATRICES.items(), "ab", strict=True):
         by_layer(axis, [row for row in of_init if (row["layers"], row["matrix"]) == (fewest, matrix)])
         axis.set_title(f"({letter}) {name} of each FFN, {fewest}-{fewest}, {rows[0]['weight_init']}")
     for axis, position, letter in zip(axes[1], ("pre", "post"), "cd", strict=True):

@@ -13,7 +13,9 @@ from fairseq_lnplugin.analysis import gradient_tables as tables
 from fairseq_lnplugin.analysis import paper
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.claims import FAILS, HOLDS, IN_PART, UNKNOWN
+from fairseq_lnplugin.study.tables import PAPER_MATRICES
 from fairseq_lnplugin.study.wording import position_title
+from fairseq_lnplugin.transformer_ln_study import STACKS
 
 #: A factor this close to 1 a layer is "flat", and ones above that range "grow": 5 % a layer are 28 % from a stack's first layer
 #: to its sixth, which a figure as large as the paper's just shows.
@@ -100,8 +102,8 @@ def over_layers(groups, position, low, high):
         if group.ln_position != position or group.layers == 1:
             continue
         verdicts, words = [], []
-        for matrix, name in tables.MATRICES.items():
-            for stack in tables.STACKS:
+        for matrix, name in PAPER_MATRICES.items():
+            for stack in STACKS:
                 factor = tables.layer_factor(records, stack, matrix)
                 verdicts.append(verdict(factor, low, high))
                 words.append(f"{stack} {name} {bracket(factor)}, {verdicts[-1]}")
@@ -118,8 +120,8 @@ def after_warmup(groups):
         if group.ln_position != "post" or before is None or not 1 < warmup <= group.updates:
             continue
         verdicts, words = [], []
-        for matrix, name in tables.MATRICES.items():
-            for stack in tables.STACKS:
+        for matrix, name in PAPER_MATRICES.items():
+            for stack in STACKS:
                 pairs = zip(*(tables.layer_norms(of, stack, matrix) for of in (before, records)), strict=True)
                 shares = {
                     layer: intervals.Estimate(*(end / start.value for end in now)) for layer, (start, now) in enumerate(pairs, 1)

@@ -15,7 +15,7 @@ from fairseq_lnplugin.analysis.gradient_claims import bracket
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study import tables as study_tables
 from fairseq_lnplugin.study.wording import count, distinct, position_title
-from fairseq_lnplugin.transformer_ln_study import as_flag
+from fairseq_lnplugin.transformer_ln_study import STACKS, as_flag
 from fairseq_lnplugin.whole_file import write_text
 
 COLUMNS = "weight_init ln_position layers stack layer matrix quantity norm low high seeds batches".split()
@@ -289,14 +289,14 @@ def layer_section(groups):
     if not shown:
         return []
     lines = ["## Figure 3 (a, b): layer by layer, before training", ""]
-    for matrix, name in tables.MATRICES.items():
+    for matrix, name in study_tables.PAPER_MATRICES.items():
         lines += [
             f"Expected gradient of {name}, from the layer next to the input to the one next to the output:",
             "",
             "| weight init | model | stack | layers 1, 2, ... | factor a layer |",
             "|---|---|---|---|---|",
         ]
-        for (group, records), stack in itertools.product(shown.items(), tables.STACKS):
+        for (group, records), stack in itertools.product(shown.items(), STACKS):
             means = ", ".join(f"{norm.value:.3f}" for norm in tables.layer_norms(records, stack, matrix))
             factor = tables.layer_factor(records, stack, matrix)
             lines.append(f"| {group.weight_init} | {group.title} | {stack} | {means} | {bracket(factor) if factor else '-'} |")
@@ -325,7 +325,9 @@ def training_section(groups):
         "| weight init | model | matrix | stack | expected gradient, layers 1, 2, ... | the same model before training |",
         "|---|---|---|---|---|---|",
     ]
-    for (group, records), (matrix, name), stack in itertools.product(trained.items(), tables.MATRICES.items(), tables.STACKS):
+    for (group, records), (matrix, name), stack in itertools.product(
+        trained.items(), study_tables.PAPER_MATRICES.items(), STACKS
+    ):
         before = groups.get(group._replace(checkpoint=None, updates=None))
         after = ", ".join(bracket(norm) for norm in tables.layer_norms(records, stack, matrix))
         start = ", ".join(f"{norm.value:.3f}" for norm in tables.layer_norms(before, stack, matrix)) if before else "not measured"
@@ -349,7 +351,7 @@ def hidden_section(groups):
     ]
     for group, records in groups.items():
         rows = list(hidden_rows(records))
-        means = {stack: [row["mean"] for row in rows if row["stack"] == stack] for stack in tables.STACKS}
+        means = {stack: [row["mean"] for row in rows if row["stack"] == stack] for stack in STACKS}
         widest = max(rows, key=lambda row: row["epsilon"])
         (stack, layer), share, verdict = gradient_claims.bounded(records)
         lines.append(
@@ -410,8 +412,8 @@ def update_section(groups, facts):
     ]
     last = {}
     for group, records in tables.shallowest(groups).items():
-        for stack in tables.STACKS:
-            for matrix, name in tables.MATRICES.items():
+        for stack in STACKS:
+            for matrix, name in study_tables.PAPER_MATRICES.items():
                 sizes = {"sgd": [], "adam_first": [], "adam_still": []}
                 for number, row in enumerate(records[0]["matrices"]):
                     if (row["stack"], row["matrix"]) == (stack, matrix):

@@ -10,13 +10,10 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from fairseq_lnplugin.study import intervals
-from fairseq_lnplugin.study.tables import PAPER_MATRICES
 from fairseq_lnplugin.study.wording import position_title
 from fairseq_lnplugin.weight_init import WEIGHT_INITS
 
 QUANTITIES = ("expected_gradient", "batch_gradient")
-STACKS = ("encoder", "decoder")
-MATRICES = PAPER_MATRICES
 
 
 class Group(NamedTuple):

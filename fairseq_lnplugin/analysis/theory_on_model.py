@@ -16,10 +16,11 @@ from fairseq import utils
 
 from fairseq_lnplugin import fused
 from fairseq_lnplugin.analysis import expected_gradient, paper
-from fairseq_lnplugin.analysis.gradient_tables import STACKS, by_layer
+from fairseq_lnplugin.analysis.gradient_tables import by_layer
 from fairseq_lnplugin.analysis.theory import Check, appendix_factor, around, of_worst, rho
 from fairseq_lnplugin.study import intervals
 from fairseq_lnplugin.study.wording import position_title as title
+from fairseq_lnplugin.transformer_ln_study import STACKS
 from fairseq_lnplugin.user_error import UserError
 
 LAYERS = 6

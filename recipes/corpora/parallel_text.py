@@ -37,6 +37,9 @@ MAX_PROCESSED = 0.01  # share of raw pairs that may hold such a trace by acciden
 SEGMENT = re.compile(r"<seg id=\"\d+\">(.*?)</seg>")  # a sentence of a campaign's dev or test file
 ALREADY_PROCESSED = re.compile(r"&apos;|@@(?: |$)")  # what a Moses tokenizer and subword-nmt leave in a text
 
+#: How an input is named among a corpus' arguments, before its flag: by its content, wherever it lies.
+CONTENT_OF = "content of "
+
 
 class CorpusError(Exception):
     """A corpus that cannot be made: one sentence for the user, and the exit status of the command."""
@@ -360,10 +363,8 @@ def write(corpus: Corpus, folder: Path) -> dict:
     }
 
 
-def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bool:
+def is_finished(out: Path, arguments: dict) -> bool:
     """Whether `out` already holds this corpus, whole and made with these arguments; refuse to write over anything else.
-
-    `inputs`: the files and folders to read, by flag, whose contents are among the arguments.
 
     What only one of the two knows is not compared: an input that is gone was not read this time.
     """
@@ -383,9 +384,9 @@ def is_finished(out: Path, arguments: dict, inputs: dict[str, list[Path]]) -> bo
             f"{out} was made with {key} {made_with[key]}, not {arguments[key]}; delete {out} to make it again, or "
             "choose another --out"
         )
-    for flag in inputs:
-        if flag in made_with:  # as an argument: what is given is told by its content
-            raise CorpusError(f"{out} was made without {flag}; delete {out} to make it again, or choose another --out")
+    given = {key.removeprefix(CONTENT_OF) for key in arguments} - arguments.keys()
+    for flag in sorted(given & made_with.keys()):  # an argument then, as it was not given
+        raise CorpusError(f"{out} was made without {flag}; delete {out} to make it again, or choose another --out")
     for name, expected in files.items():
         if not (out / name).is_file() or sha256(out / name) != expected:
             raise CorpusError(f"{out / name} is missing or was changed; delete {out} and run this again")
@@ -446,9 +447,8 @@ def run(
         if flag not in ("--out", "--cache", *read):
             arguments[flag] = value
     try:
-        there = {flag: paths for flag, paths in read.items() if all(path.exists() for path in paths)}
-        arguments |= {f"content of {flag}": content(paths) for flag, paths in there.items()}
-        if is_finished(out, arguments, there):
+        arguments |= {CONTENT_OF + flag: content(paths) for flag, paths in read.items() if all(path.exists() for path in paths)}
+        if is_finished(out, arguments):
             say(f"{out} is finished: nothing to do")
             return
         with partial_folder(out) as partial:
